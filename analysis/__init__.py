@@ -1,0 +1,1 @@
+"""Reads a model and answers questions about it; never changes it."""

@@ -1,0 +1,107 @@
+"""From scores to a choice of units that meets a ratio or a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from .axes import Axis, Index
+from .errors import PlanError
+from .groups import Analysis, Group
+from .scores import Scores
+from .selection import Selection, hold, views_in
+
+# Ratios are searched to this step: finer than one unit of any axis of up to a thousand.
+_STEPS = 1024
+
+
+class Chooser:
+    """Chooses units by score, under the constraints the analysis found.
+
+    Args:
+        ignored: groups that stay whole.
+        multiple: kept counts are rounded up to a multiple of this (1: no rounding).
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        scores: dict[Axis, Scores],
+        ignored: Collection[Group] = (),
+        multiple: int = 1,
+    ) -> None:
+        self.analysis = analysis
+        self._scores = scores
+        self._multiple = multiple
+        self._outer = analysis.outer_factors() if multiple > 1 else set()
+        blocked = {group.axis for group in ignored}
+        for axes, _ in analysis.same_counts():  # a block cannot shrink when a sibling does not
+            if any(axis in blocked for axis in axes):
+                blocked.update(axes)
+        self._pools = [
+            [group for group in pool if group.axis not in blocked] for pool in analysis.pools()
+        ]
+        self._views = list(
+            views_in(
+                [axis for types in analysis.walk.axes_of.values() for axis in types or ()]
+                + [axis for types in analysis.walk.uses.values() for axis in types]
+            )
+        )
+
+    def at_ratio(self, ratio: float) -> Selection:
+        """Remove ``ratio`` of the units of every group, the least important first."""
+        keep: dict[Axis, Index] = {}
+        for pool in self._pools:
+            if not pool:
+                continue
+            values = np.concatenate([self._scores[group.axis] for group in pool])
+            stays = np.zeros(len(values), bool)
+            stays[np.argsort(-values, kind="stable")[: self._kept(pool, len(values), ratio)]] = True
+            offset = 0
+            for group in pool:
+                part = np.flatnonzero(stays[offset : offset + group.size])
+                if not len(part):  # no axis may become empty
+                    part = np.array([int(self._scores[group.axis].argmax())])
+                if len(part) < group.size:
+                    keep[group.axis] = part
+                offset += group.size
+        return self._without_empty_views(keep)
+
+    def _kept(self, pool: list[Group], size: int, ratio: float) -> int:
+        kept = size - int(size * ratio + 1e-9)
+        # Alignment is a matter of whole axes: an outer factor (heads) is multiplied by the inner ones.
+        if self._multiple > 1 and not any(group.axis in self._outer for group in pool):
+            kept = -(-kept // self._multiple) * self._multiple
+        return max(1, min(size, kept))
+
+    def _without_empty_views(self, keep: dict[Axis, Index]) -> Selection:
+        while True:
+            selection = Selection(keep)
+            empty = [axis for axis in self._views if selection.count(axis) == 0]
+            if not empty:
+                return selection
+            for axis in empty:
+                hold(keep, axis, 0)
+
+    def within(self, cost: Callable[[Selection], int], fraction: float, what: str) -> Selection:
+        """The smallest common ratio that leaves at most ``fraction`` of ``cost``.
+
+        Raises:
+            PlanError: even removing all but one unit of every group leaves more.
+        """
+        goal = fraction * cost(Selection({}))
+        low, high = 0, _STEPS
+        least = cost(self.at_ratio(1.0))
+        if least > goal:
+            raise PlanError(
+                f"{fraction:.1%} of the {what} cannot be reached: pruning as far as possible leaves"
+                f" {least / cost(Selection({})):.1%}"
+            )
+        while low < high:
+            middle = (low + high) // 2
+            if cost(self.at_ratio(middle / _STEPS)) <= goal:
+                high = middle
+            else:
+                low = middle + 1
+        return self.at_ratio(low / _STEPS)

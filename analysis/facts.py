@@ -1,0 +1,107 @@
+"""What a rule can say about a node beyond the types of its outputs. Passes read these, rules state them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from .axes import Axis
+from .graph import Node
+
+Place: TypeAlias = tuple[int, int]  # (input or output number, axis)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Contraction:
+    """The node sums products over these axes of its inputs; a removed position contributes nothing.
+
+    Exact: the pruned model equals the original with the consumer's weights for the position zero.
+    """
+
+    node: Node
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Normalisation:
+    """The node reduces or normalises over these axes: legal to prune, but the function changes."""
+
+    node: Node
+    inputs: tuple[Place, ...]
+    outputs: tuple[Place, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SameCount:
+    """Equal numbers of positions must stay on each axis, not the same ones (blocks of a grouped op)."""
+
+    axes: tuple[Axis, ...]
+    because: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Work:
+    """The node does ``scale`` times the product of the sizes of ``axes`` multiply-accumulates."""
+
+    node: Node
+    scale: int
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Alone:
+    """These are whole axes of an operator that computes along them.
+
+    A factor that stands alone somewhere (heads, width) is a dimension of the network; one that never
+    does (the 2 of a channel shuffle) is a detail of how an axis is laid out, and does not shrink.
+    """
+
+    axes: Sequence[Axis]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SizesBaked:
+    """Entry k of a shape-like input (or of attribute ``attribute``) is the size of ``axes[k]``.
+
+    Entries of 0, 1 and -1 keep their meaning and are left as they are.
+    """
+
+    node: Node
+    input: int
+    axes: tuple[Axis, ...]
+    before: tuple[Axis, ...] = ()  # what an entry of 0 copies, where the operator has that meaning
+    attribute: str | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CountBaked:
+    """The integer attribute is the size of ``axis``."""
+
+    node: Node
+    attribute: str
+    axis: Axis
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class IndicesBaked:
+    """The one-dimensional index input picks positions of ``source`` in the order of ``target``."""
+
+    node: Node
+    input: int
+    source: Axis
+    target: Axis
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BoundsBaked:
+    """A Slice: on each (axis, range) the positions of ``source[axis]`` that become ``target[axis]``."""
+
+    node: Node
+    source: tuple[Axis, ...]
+    target: tuple[Axis, ...]
+    ranges: tuple[tuple[int, range], ...]
+
+
+Baked: TypeAlias = SizesBaked | CountBaked | IndicesBaked | BoundsBaked

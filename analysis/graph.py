@@ -1,0 +1,110 @@
+"""The small view of a graph that analysis reads: nodes as plain records, constants without their data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Array = NDArray[Any]
+
+# A float constant of more elements is a weight: its values never enter shape arithmetic.
+WEIGHT_ELEMENTS = 64
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One node. ``index`` counts nodes in the order they are met, subgraphs where they stand."""
+
+    index: int
+    proto: onnx.NodeProto
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """How messages call this node."""
+        return f"{self.op} '{self.proto.name or self.outputs[0]}'"
+
+    def has(self, i: int) -> bool:
+        """Whether input ``i`` is connected."""
+        return i < len(self.inputs) and bool(self.inputs[i])
+
+
+def read_node(index: int, proto: onnx.NodeProto) -> Node:
+    op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}::{proto.op_type}"
+    attrs = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
+    return Node(index, proto, op, tuple(proto.input), tuple(proto.output), attrs)
+
+
+@dataclass(slots=True, eq=False)
+class Constant:
+    """A tensor whose value is known before the model runs.
+
+    ``tensor`` is set for an initializer (or a Constant node); a folded value has only ``known``.
+    ``sizes_read`` holds the axes whose sizes the value was computed from.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    tensor: onnx.TensorProto | None = None
+    known: Array | None = None
+    sizes_read: tuple[Any, ...] = field(default=())
+
+    @property
+    def value(self) -> Array:
+        if self.known is None:
+            assert self.tensor is not None
+            self.known = numpy_helper.to_array(self.tensor)
+        return self.known
+
+    @property
+    def is_float(self) -> bool:
+        # The 16-bit and 8-bit floats of ml_dtypes have kind 'V'.
+        return self.dtype.kind in "fV"
+
+    @property
+    def is_weight(self) -> bool:
+        return self.is_float and int(np.prod(self.shape)) > WEIGHT_ELEMENTS
+
+
+def constant_of(tensor: onnx.TensorProto, name: str | None = None) -> Constant:
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return Constant(name or tensor.name, tuple(tensor.dims), dtype, tensor=tensor)
+
+
+def folded(name: str, value: Array, sizes_read: tuple[Any, ...] = ()) -> Constant:
+    return Constant(name, value.shape, value.dtype, known=value, sizes_read=sizes_read)
+
+
+def subgraphs(proto: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs held by a node's attributes (bodies of If, Loop and Scan)."""
+    for attribute in proto.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """``graph`` and every graph inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from walk_graphs(inner)
+
+
+def every_node(graph: onnx.GraphProto, visit: Callable[[onnx.NodeProto], None]) -> None:
+    """Call ``visit`` on each node in the order `read_node` counts them: a node before its bodies."""
+    for node in graph.node:
+        visit(node)
+        for inner in subgraphs(node):
+            every_node(inner, visit)

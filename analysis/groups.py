@@ -1,0 +1,298 @@
+"""Closed groups of channels: what shrinks together, what limits it, and why an axis is pinned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod as product
+from typing import Literal, TypeAlias
+
+import networkx as nx
+
+from .axes import Axis, atoms, find, flatten, pin, pool_of, reason, unify
+from .facts import SameCount
+from .graph import Constant, Node
+from .model import Model
+from .rules import RULES
+from .selection import Selection
+from .walk import Walk
+
+Exactness: TypeAlias = Literal["exact", "renormalising"]
+
+# How many names a sentence lists before it says "and n more".
+_NAMES_TOLD = 6
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """Axis ``axis`` of the constant or activation ``tensor``."""
+
+    tensor: str
+    axis: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}:{self.axis}"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """An axis of a weight of which nothing can be removed, and why."""
+
+    tensor: str
+    axis: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that can be removed one by one, each from all members at once.
+
+    Attributes:
+        id: the first member, with a number when several groups share that axis.
+        size: number of units.
+        members: axes of weights the units live on.
+        exactness: "exact" when removal equals zeroing the consumers' weights; "renormalising" when a
+            normalisation runs over the units, so that the function changes.
+        limits: sentences about what restricts the choice.
+        params_per_unit: parameters that go with one unit, everything else staying.
+    """
+
+    id: str
+    size: int
+    members: tuple[Member, ...]
+    exactness: Exactness
+    limits: tuple[str, ...]
+    params_per_unit: float
+    axis: Axis = field(repr=False)
+    activations: tuple[Member, ...] = field(repr=False)
+    nodes: tuple[str, ...] = field(repr=False)
+
+    def explain(self) -> str:
+        """In sentences: which axes shrink together, through which nodes, and what limits them."""
+        told = [f"Group '{self.id}' has {self.size} units, about {self.params_per_unit:.0f} parameters each."]
+        if len(self.members) == 1:
+            told.append(f"They live on {self.members[0]} alone.")
+        else:
+            told.append(f"A unit goes from {_listed(self.members)} at once")
+            told[-1] += f", because the same values flow through {_listed(self.nodes)}."
+        if self.exactness == "exact":
+            told.append(
+                "Removal is exact: the result equals the original with the consumers' weights for the"
+                " removed units set to zero."
+            )
+        else:
+            told.append(
+                "A normalisation or reduction runs over the units, so that it is computed over the kept"
+                " ones only: the function changes beyond the zeroed weights."
+            )
+        return " ".join([*told, *self.limits])
+
+
+def _listed(things: Sequence[object]) -> str:
+    names = [str(thing) for thing in things[:_NAMES_TOLD]]
+    if len(things) > _NAMES_TOLD:
+        names.append(f"{len(things) - _NAMES_TOLD} more")
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+class Analysis:
+    """What is known of the channels of a model. Made by `analyze`; reads no weights."""
+
+    def __init__(self, model: Model, walk: Walk) -> None:
+        self.model = model
+        self.walk = walk
+        self._close_counts()
+        self._pin_layout_factors()
+        self.groups: tuple[Group, ...] = tuple(self._find_groups())
+        self.pins: tuple[Pin, ...] = tuple(self._find_pins())
+
+    # ------------------------------------------------------------------ closing
+
+    def _close_counts(self) -> None:
+        """Equal counts: separate free atoms may differ in their positions, anything else is tied."""
+        changed = True
+        while changed:
+            changed = False
+            for same in self.walk.same_counts:
+                axes = [find(axis) for axis in same.axes]
+                if all(axis is axes[0] for axis in axes) or all(reason(axis) for axis in axes):
+                    continue
+                if len(set(axes)) == len(axes) and all(axis.kind == "atom" for axis in axes):
+                    continue
+                for axis in axes[1:]:
+                    unify(axes[0], axis)
+                changed = True
+                if any(find(axis) is not find(axes[0]) for axis in axes):
+                    # Views of one base stay different types however often they are tied.
+                    changed = changed and axes != [find(axis) for axis in axes]
+        for same in self.walk.same_counts:
+            for axis in map(find, same.axes):
+                if axis.kind == "atom":
+                    axis.pool = axis
+
+    def _pin_layout_factors(self) -> None:
+        """Of the factors of a weight's axis that never stand alone, only the largest shrinks."""
+        alone = {find(axis) for fact in self.walk.alone for axis in fact.axes}
+        weighted = {unit for _, _, axis in self.weight_axes() for unit in atoms(axis)}
+        for _, _, axis in list(self.weight_axes()):
+            factors = [
+                f for f in flatten([axis], "prod") if f.kind == "atom" and f in weighted and f not in alone
+            ]
+            if find(axis).kind == "prod":
+                for f in sorted(factors, key=lambda f: -f.size)[1:]:
+                    pin(f, "it only lays out a larger axis and is never a dimension of its own")
+
+    # ------------------------------------------------------------------ reading
+
+    def weight_uses(self) -> Iterator[tuple[Constant, tuple[int, int], list[Axis]]]:
+        """Uses of float constants that carry channels (rank 2 and more), each typing once."""
+        seen: set[tuple[str, int]] = set()
+        for key, axes in self.walk.uses.items():
+            constant = self.constant_of_use(key)
+            if len(axes) < 2 or not constant.is_float:
+                continue
+            typing = (constant.name, id(axes))
+            if typing not in seen:
+                seen.add(typing)
+                yield constant, key, axes
+
+    def weight_axes(self) -> Iterator[tuple[str, int, Axis]]:
+        for constant, _, axes in self.weight_uses():
+            for k, axis in enumerate(axes):
+                yield constant.name, k, axis
+
+    def constant_of_use(self, key: tuple[int, int]) -> Constant:
+        return self.walk.constants[self._node_of[key[0]].inputs[key[1]]]
+
+    @cached_property
+    def _node_of(self) -> dict[int, Node]:
+        return {node.index: node for node in self.walk.nodes}
+
+    def _find_groups(self) -> Iterator[Group]:
+        members: dict[Axis, dict[Member, None]] = {}
+        nodes: dict[Axis, dict[str, None]] = {}
+        elements: dict[Axis, dict[Member, float]] = {}
+        for key, axes in self.walk.uses.items():
+            constant = self.constant_of_use(key)
+            if not constant.is_float:
+                continue
+            volume = product(constant.shape)
+            for k, axis in enumerate(axes):
+                for unit in atoms(axis):
+                    member = Member(constant.name, k)
+                    elements.setdefault(unit, {})[member] = volume / unit.size
+                    if len(axes) > 1:
+                        members.setdefault(unit, {})[member] = None
+        activations: dict[Axis, dict[Member, None]] = {}
+        for name, types in self.walk.axes_of.items():
+            for k, axis in enumerate(types or ()):
+                for unit in atoms(axis):
+                    activations.setdefault(unit, {})[Member(name, k)] = None
+        for node in self.walk.nodes:
+            for i, name in enumerate(node.inputs):
+                types = self.walk.uses.get((node.index, i)) or self.walk.axes_of.get(name) or ()
+                for axis in types:
+                    for unit in atoms(axis):
+                        nodes.setdefault(unit, {})[node.name] = None
+        normalised = self._normalised()
+        limits = self._limits()
+        taken: dict[str, int] = {}
+        for unit, where in members.items():
+            first = str(next(iter(where)))
+            taken[first] = taken.get(first, 0) + 1
+            yield Group(
+                id=first if taken[first] == 1 else f"{first}#{taken[first]}",
+                size=unit.size,
+                members=tuple(where),
+                exactness="renormalising" if unit in normalised else "exact",
+                limits=tuple(limits.get(unit, ())),
+                params_per_unit=sum(elements[unit].values()),
+                axis=unit,
+                activations=tuple(activations.get(unit, ())),
+                nodes=tuple(nodes.get(unit, ())),
+            )
+
+    def _normalised(self) -> set[Axis]:
+        found: set[Axis] = set()
+        for fact in self.walk.normalisations:
+            for i, k in fact.inputs:
+                found.update(atoms(self.walk.axes(fact.node, i)[k]))
+        return found
+
+    def _limits(self) -> dict[Axis, list[str]]:
+        limits: dict[Axis, list[str]] = {}
+        for same in self.walk.same_counts:
+            for axis in same.axes:
+                if find(axis).kind == "atom":
+                    told = limits.setdefault(find(axis), [])
+                    sentence = f"As many must stay as in its sibling blocks, because {same.because}."
+                    if sentence not in told:
+                        told.append(sentence)
+        return limits
+
+    def _find_pins(self) -> Iterator[Pin]:
+        seen = set()
+        for name, k, axis in self.weight_axes():
+            why = reason(axis)
+            if why is not None and axis.size > 1 and (name, k) not in seen:
+                seen.add((name, k))
+                yield Pin(name, k, axis.size, why)
+
+    def same_counts(self) -> list[tuple[list[Axis], SameCount]]:
+        """Sets of different free atoms that must keep equal numbers of units."""
+        found = []
+        for same in self.walk.same_counts:
+            axes = list(dict.fromkeys(find(axis) for axis in same.axes))
+            if len(axes) > 1 and all(axis.kind == "atom" for axis in axes):
+                found.append((axes, same))
+        return found
+
+    def pools(self) -> list[list[Group]]:
+        """Groups ranked against each other: pieces that were cut from one axis."""
+        found: dict[Axis, list[Group]] = {}
+        for group in self.groups:
+            found.setdefault(pool_of(group.axis), []).append(group)
+        return list(found.values())
+
+    def outer_factors(self) -> set[Axis]:
+        """Atoms that are an outer factor of some axis of a weight, as heads are of (head, width)."""
+        found: set[Axis] = set()
+        for _, _, axis in self.weight_axes():
+            for segment in flatten([axis], "sum"):
+                factors = flatten([segment], "prod")
+                for f in factors[:-1]:
+                    found.update(atoms(f))
+        return found
+
+    # ------------------------------------------------------------------ counting
+
+    def macs(self, selection: Selection) -> int:
+        """Multiply-accumulates of convolutions and matrix products under ``selection``."""
+        return sum(w.scale * product(selection.count(axis) for axis in w.axes) for w in self.walk.work)
+
+    def params(self, selection: Selection) -> int:
+        """Elements of float constants under ``selection``; a shared one counts once for each shape of use."""
+        sizes: dict[tuple[str, tuple[int, ...]], int] = {}
+        for key, axes in self.walk.uses.items():
+            constant = self.constant_of_use(key)
+            if constant.is_float:
+                shape = tuple(selection.count(axis) for axis in axes)
+                sizes[constant.name, shape] = product(shape)
+        return sum(sizes.values())
+
+    def graph(self) -> nx.Graph:
+        """Groups and the tensors they live on, as a bipartite graph for queries, pictures and export."""
+        graph = nx.Graph()
+        for group in self.groups:
+            graph.add_node(group.id, kind="group", size=group.size, exactness=group.exactness)
+            for member in group.members:
+                graph.add_node(member.tensor, kind="tensor")
+                graph.add_edge(group.id, member.tensor, axis=member.axis)
+        return graph
+
+
+def analyze(model: Model) -> Analysis:
+    """Find the groups of channels of a model. Reads structure and small constants, never weights."""
+    return Analysis(model, Walk(model.proto, RULES))

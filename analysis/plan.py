@@ -1,0 +1,219 @@
+"""The plan: which channels go, why, and what it saves. A small JSON file, replayable bit for bit."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .axes import Axis, Index
+from .budget import Chooser
+from .errors import PlanError, UsageError
+from .groups import Analysis, Group
+from .scores import score
+from .selection import Selection, views_in
+
+FORMAT = "onnx-prune plan"
+VERSION = 1
+RECOVERIES = ("none",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One group that shrinks: its id, its size before, and the units that stay, ascending."""
+
+    group: str
+    size: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice of channels for one model.
+
+    Attributes:
+        entries: groups that shrink; all others stay whole.
+        options: how the choice was made (criterion, ratio or budget, multiple, ignored names).
+    """
+
+    entries: tuple[Entry, ...]
+    options: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan's JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        entries = ",\n    ".join(
+            json.dumps({"group": e.group, "size": e.size, "keep": list(e.keep)}) for e in self.entries
+        )
+        options = json.dumps(self.options, sort_keys=True)
+        return (
+            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n  "options": {options},\n'
+            f'  "groups": [\n    {entries}\n  ]\n}}\n'
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan.
+
+        Raises:
+            PlanError: the text is not a plan of this version.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"the plan is not JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(f"the plan has no \"format\": \"{FORMAT}\"; make one with 'onnx-prune plan'")
+        if data.get("version") != VERSION:
+            raise PlanError(f"the plan has version {data.get('version')}; this program reads {VERSION}")
+        try:
+            entries = tuple(
+                Entry(str(e["group"]), int(e["size"]), tuple(int(i) for i in e["keep"]))
+                for e in data["groups"]
+            )
+            options = dict(data["options"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"the plan is malformed: {error!r}") from None
+        return Plan(entries, options)
+
+
+def make_plan(
+    analysis: Analysis,
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    multiple: int = 1,
+    ignore: Sequence[str] = (),
+    criterion: str = "l2",
+    recover: str = "none",
+) -> Plan:
+    """Choose channels to remove.
+
+    Args:
+        ratio: fraction of the units of every group to remove, in [0, 1).
+        macs, params: instead of ``ratio``, the fraction of multiply-accumulates or of parameters that may
+            remain, in (0, 1].
+        multiple: round the kept channels of an axis up to a multiple of this.
+        ignore: names of nodes, weights, activations or groups whose channels stay.
+        criterion: how channels are ranked; a name in `scores.CRITERIA`.
+        recover: how accuracy is recovered; "none" leaves the kept weights untouched.
+
+    Raises:
+        UsageError: an argument is out of range, or a name is unknown.
+        PlanError: nothing can be removed, or the budget cannot be met.
+    """
+    _check(ratio, macs, params, multiple, recover)
+    if not analysis.groups:
+        pins = "; ".join(dict.fromkeys(pin.reason for pin in analysis.pins))
+        raise PlanError(f"no group of channels can be removed: {pins or 'the model has no weights'}")
+    ignored = _ignored(analysis, ignore)
+    chooser = Chooser(analysis, score(analysis, criterion), ignored, multiple)
+    if ratio is not None:
+        selection = chooser.at_ratio(ratio)
+    elif macs is not None:
+        selection = chooser.within(analysis.macs, macs, "multiply-accumulates")
+    else:
+        assert params is not None
+        selection = chooser.within(analysis.params, params, "parameters")
+    goal = {"ratio": ratio, "macs": macs, "params": params}
+    options: dict[str, Any] = {key: value for key, value in goal.items() if value is not None}
+    options |= {"criterion": criterion, "multiple": multiple, "recover": recover, "ignore": sorted(ignore)}
+    entries = [
+        Entry(group.id, group.size, tuple(int(i) for i in kept))
+        for group in analysis.groups
+        if (kept := selection.positions(group.axis)) is not None
+    ]
+    return Plan(tuple(entries), options)
+
+
+def _check(
+    ratio: float | None, macs: float | None, params: float | None, multiple: int, recover: str
+) -> None:
+    given = [name for name, value in (("ratio", ratio), ("macs", macs), ("params", params)) if value is not None]
+    if len(given) != 1:
+        raise UsageError("give exactly one of ratio, macs and params" + (f", not {given}" if given else ""))
+    if ratio is not None and not 0 <= ratio < 1:
+        raise UsageError(f"ratio {ratio} is out of range: it is the fraction removed, from 0 up to but not 1")
+    for name, value in (("macs", macs), ("params", params)):
+        if value is not None and not 0 < value <= 1:
+            raise UsageError(f"{name} {value:.0%} is out of range: it is what may remain, above 0 % to 100 %")
+    if multiple < 1:
+        raise UsageError(f"multiple {multiple} is out of range: it must be at least 1")
+    if recover not in RECOVERIES:
+        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
+
+
+def _ignored(analysis: Analysis, names: Sequence[str]) -> list[Group]:
+    """The groups that live on the named nodes, weights, activations, or are named themselves."""
+    if not names:
+        return []
+    known: dict[str, set[str]] = {}
+    for constant in analysis.walk.constants:
+        known.setdefault(constant, {constant})
+    for tensor in analysis.walk.axes_of:
+        known.setdefault(tensor, {tensor})
+    for node in analysis.walk.nodes:
+        if node.proto.name:
+            known.setdefault(node.proto.name, set()).update(n for n in (*node.inputs, *node.outputs) if n)
+    groups = {group.id: group for group in analysis.groups}
+    found: dict[str, Group] = {}
+    for name in names:
+        if name in groups:
+            found[name] = groups[name]
+        elif name in known:
+            tensors = known[name]
+            for group in analysis.groups:
+                if any(m.tensor in tensors for m in (*group.members, *group.activations)):
+                    found[group.id] = group
+        else:
+            near = difflib.get_close_matches(name, [*known, *groups], n=3)
+            hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+            raise UsageError(f"cannot ignore '{name}': no node, tensor or group has that name{hint}")
+    return list(found.values())
+
+
+def select(analysis: Analysis, plan: Plan) -> Selection:
+    """What a plan keeps of the axes of a model.
+
+    Raises:
+        PlanError: the plan names groups the model does not have, or breaks a constraint of the analysis.
+    """
+    groups = {group.id: group for group in analysis.groups}
+    keep: dict[Axis, Index] = {}
+    for entry in plan.entries:
+        group = groups.get(entry.group)
+        if group is None:
+            raise PlanError(f"the model has no group '{entry.group}': the plan was made for another model")
+        if group.size != entry.size:
+            raise PlanError(
+                f"group '{entry.group}' has {group.size} units, the plan says {entry.size}:"
+                " it was made for another model"
+            )
+        kept = np.array(entry.keep, np.int64)
+        if not len(kept) or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= group.size:
+            raise PlanError(
+                f"group '{entry.group}': \"keep\" must be an ascending list of at least one unit"
+                f" from 0 to {group.size - 1}"
+            )
+        if len(kept) < group.size:
+            keep[group.axis] = kept
+    selection = Selection(keep)
+    ids = {group.axis: group.id for group in analysis.groups}
+    for axes, same in analysis.same_counts():
+        if len({selection.count(axis) for axis in axes}) > 1:
+            named = ", ".join(f"'{ids[axis]}'" for axis in axes if axis in ids)
+            raise PlanError(f"groups {named} must keep equal numbers of units: {same.because}")
+    for name, types in analysis.walk.axes_of.items():
+        for axis in views_in(types or ()):
+            if selection.count(axis) == 0:
+                raise PlanError(f"the plan leaves nothing of an axis of '{name}'")
+    return selection

@@ -1,0 +1,121 @@
+"""Normalisations and reductions."""
+
+from __future__ import annotations
+
+from ..axes import ONE, cuts, fix, pin, unify
+from ..facts import Alone, Normalisation, SameCount
+from ..graph import Node
+from ..walk import Walk
+from .elementwise import broadcast
+from .registry import Outputs, rule
+
+
+@rule("BatchNormalization")
+def batch_normalization(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    for i in range(1, 5):
+        unify(walk.axes(node, i)[0], x[1])
+    return [x, *([[x[1]]] * (len(node.outputs) - 1))]
+
+
+@rule("InstanceNormalization")
+def instance_normalization(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    for i in (1, 2):
+        unify(walk.axes(node, i)[0], x[1])
+    places = tuple((0, k) for k in range(2, len(x)))
+    walk.normalisations.append(Normalisation(node, places, places))
+    walk.alone.append(Alone(x))
+    return [x]
+
+
+@rule("GroupNormalization")
+def group_normalization(walk: Walk, node: Node) -> Outputs:
+    x, groups = walk.axes(node, 0), node.attrs["num_groups"]
+    if walk.opset < 21:  # scale and bias are by group: all of them stay, and so does the channel axis
+        pin(x[1], f"{node.name} has one scale for each group")
+        return [x]
+    for i in (1, 2):
+        unify(walk.axes(node, i)[0], x[1])
+    blocks = cuts(x[1], [x[1].size // groups] * groups)
+    walk.same_counts.append(SameCount(tuple(blocks), f"{node.name} has {groups} groups of equal size"))
+    for axis in x[2:]:
+        pin(axis, "a spatial axis")
+    walk.normalisations.append(Normalisation(node, ((0, 1), (1, 0), (2, 0)), ((0, 1),)))
+    return [x]
+
+
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+def layer_normalization(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    first = node.attrs.get("axis", -1) % len(x)
+    places = [(0, k) for k in range(first, len(x))]
+    for i in range(1, len(node.inputs)):
+        if node.has(i):
+            parameter = walk.axes(node, i)
+            broadcast([x[first:], parameter])
+            places += [(i, k) for k, axis in enumerate(parameter) if axis.size != 1]
+    inner = tuple((0, k) for k in range(first, len(x)))
+    walk.normalisations.append(Normalisation(node, tuple(places), inner))
+    walk.alone.append(Alone(x))
+    statistics = [*x[:first], *([ONE] * (len(x) - first))]
+    return [x, *([statistics] * (len(node.outputs) - 1))]
+
+
+@rule("LpNormalization", "MeanVarianceNormalization")
+def lp_normalization(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    default = [-1] if node.op == "LpNormalization" else [0, 2, 3]
+    given = [node.attrs["axis"]] if "axis" in node.attrs else node.attrs.get("axes", default)
+    places = tuple((0, int(k) % len(x)) for k in given)
+    walk.normalisations.append(Normalisation(node, places, places))
+    return [x]
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    first = node.attrs.get("axis", 1 if walk.opset < 13 else -1) % len(x)
+    along = range(first, len(x)) if walk.opset < 13 else range(first, first + 1)
+    places = tuple((0, k) for k in along)
+    walk.normalisations.append(Normalisation(node, places, places))
+    return [x]
+
+
+@rule(*("Reduce" + k for k in "Mean Sum Max Min L1 L2 Prod SumSquare LogSum LogSumExp".split()))
+def reduce(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    given = walk.value(node, 1) if node.has(1) else node.attrs.get("axes")
+    if given is None or not len(given):
+        noop = given is not None and node.attrs.get("noop_with_empty_axes", 0)
+        over = set() if noop else set(range(len(x)))
+    else:
+        over = {int(k) % len(x) for k in given}
+    keep = node.attrs.get("keepdims", 1)
+    walk.normalisations.append(Normalisation(node, tuple((0, k) for k in sorted(over)), ()))
+    return [[ONE if k in over else axis for k, axis in enumerate(x) if keep or k not in over]]
+
+
+@rule("CumSum")
+def cumsum(walk: Walk, node: Node) -> Outputs:
+    x, along = walk.axes(node, 0), walk.value(node, 1)
+    for k, axis in enumerate(x):
+        if along is None or k == int(along.reshape(-1)[0]) % len(x):
+            pin(axis, "a cumulative sum runs along it")
+    return [x]
+
+
+@rule("ArgMax", "ArgMin", "TopK")
+def ranking(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    along = node.attrs.get("axis", -1 if node.op == "TopK" else 0) % len(x)
+    pin(x[along], f"{node.name} ranks its positions")
+    if node.op == "TopK":
+        sizes = walk.output_sizes(node)[0]
+        count = sizes[along] if sizes is not None else None
+        if count is None:
+            return [None] * len(node.outputs)
+        out = [*x[:along], fix(count, f"{node.name} keeps that many"), *x[along + 1 :]]
+        return [out] * len(node.outputs)
+    keep = node.attrs.get("keepdims", 1)
+    return [[ONE if k == along else axis for k, axis in enumerate(x) if keep or k != along]]

@@ -1,0 +1,91 @@
+"""Operators that join axes or pick positions of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..axes import Axis, cut, cuts, pin, total, unify, view
+from ..facts import BoundsBaked, IndicesBaked, SizesBaked
+from ..graph import Node
+from ..shapes import slices
+from ..walk import Walk
+from .registry import Outputs, Unsupported, rule
+
+
+@rule("Concat")
+def concat(walk: Walk, node: Node) -> Outputs:
+    parts = [walk.axes(node, i) for i in range(len(node.inputs))]
+    along = node.attrs["axis"] % len(parts[0])
+    out = list(parts[0])
+    for k, axis in enumerate(out):
+        if k != along:
+            for part in parts[1:]:
+                unify(axis, part[k])
+    out[along] = total([part[along] for part in parts])
+    return [out]
+
+
+@rule("Split")
+def split(walk: Walk, node: Node) -> Outputs:
+    x, count = walk.axes(node, 0), len(node.outputs)
+    along = node.attrs.get("axis", 0) % len(x)
+    given = walk.value(node, 1) if node.has(1) else node.attrs.get("split")
+    if given is None:
+        if node.has(1):
+            raise Unsupported("its sizes are computed at run time")
+        chunk = -(-x[along].size // count)
+        given = [min(chunk, x[along].size - i * chunk) for i in range(count)]
+    parts = cuts(x[along], [int(size) for size in given])
+    attribute = "split" if walk.opset < 13 else None
+    walk.baked.append(SizesBaked(node, 1, tuple(parts), attribute=attribute))
+    return [[*x[:along], part, *x[along + 1 :]] for part in parts]
+
+
+@rule("Slice")
+def slice_(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    bounds = [walk.value(node, i) for i in range(1, len(node.inputs))]
+    if any(b is None and node.has(i) for i, b in enumerate(bounds, 1)):
+        raise Unsupported("its bounds are computed at run time")
+    out, ranges = list(x), []
+    for k, bound in enumerate(slices(node.attrs, [a.size for a in x], bounds)):
+        positions = range(*bound.indices(x[k].size))
+        if positions == range(x[k].size):
+            continue
+        if not len(positions):
+            raise Unsupported("it takes no positions at all")
+        ranges.append((k, positions))
+        out[k] = _positions(x[k], positions)
+    walk.baked.append(BoundsBaked(node, tuple(x), tuple(out), tuple(ranges)))
+    return [out]
+
+
+def _positions(axis: Axis, positions: range) -> Axis:
+    if positions.step != 1:
+        return view(axis, np.asarray(positions))
+    if positions.stop < axis.size:
+        axis, _ = cut(axis, positions.stop)
+    if positions.start > 0:
+        _, axis = cut(axis, positions.start)
+    return axis
+
+
+@rule("Gather")
+def gather(walk: Walk, node: Node) -> Outputs:
+    x, index = walk.axes(node, 0), walk.value(node, 1)
+    along = node.attrs.get("axis", 0) % len(x)
+    if index is not None and index.ndim == 1 and len(index):
+        positions = np.where(index < 0, index + x[along].size, index)
+        picked = view(x[along], positions)
+        walk.baked.append(
+            IndicesBaked(node, 1, x[along], picked, tuple(int(i) for i in positions))
+        )
+        return [[*x[:along], picked, *x[along + 1 :]]]
+    if index is None:
+        pin(x[along], f"{node.name} looks up positions computed at run time")
+    else:
+        pin(x[along], f"{node.name} reads single positions of it")
+    indices = walk.axes(node, 1)
+    for axis in indices:
+        pin(axis, f"{node.name} looks up positions by it")
+    return [[*x[:along], *indices, *x[along + 1 :]]]

@@ -1,0 +1,71 @@
+"""Importance of channels: a registry of criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .axes import Axis, find
+from .errors import UsageError
+from .groups import Analysis
+
+Scores = NDArray[np.float64]
+# The importance of each element of a weight; a channel's is the sum over its group's members.
+Criterion = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+CRITERIA: dict[str, Criterion] = {
+    # Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, with the squared norm so that
+    # members of a group add up.
+    "l2": np.square,
+    "l1": np.abs,
+}
+
+
+def score(analysis: Analysis, criterion: str) -> dict[Axis, Scores]:
+    """Importance of each unit of each group: shape (units,), larger is more important.
+
+    Raises:
+        UsageError: there is no criterion of that name.
+    """
+    if criterion not in CRITERIA:
+        raise UsageError(f"there is no criterion '{criterion}'; choose one of {', '.join(sorted(CRITERIA))}")
+    importance = CRITERIA[criterion]
+    scores = {group.axis: np.zeros(group.size) for group in analysis.groups}
+    for constant, _, axes in analysis.weight_uses():
+        if not any(find(axis).kind != "fix" for axis in axes):
+            continue
+        energy = importance(constant.value.astype(np.float32))
+        for k, axis in enumerate(axes):
+            axis = find(axis)
+            others = tuple(j for j in range(energy.ndim) if j != k)
+            if axis.kind == "ragged":
+                for part, block in zip(axis.parts, np.split(energy, len(axis.parts)), strict=True):
+                    _spread(scores, part, block.sum(others, dtype=np.float64))
+            elif axis.kind != "fix":
+                _spread(scores, axis, energy.sum(others, dtype=np.float64))
+    return scores
+
+
+def _spread(scores: dict[Axis, Scores], axis: Axis, values: NDArray[Any]) -> None:
+    """Hand the importance of the positions of an axis down to the units they need."""
+    axis = find(axis)
+    if axis.kind == "atom":
+        if axis in scores:
+            scores[axis] += values
+    elif axis.kind == "sum":
+        offset = 0
+        for part in axis.parts:
+            _spread(scores, part, values[offset : offset + part.size])
+            offset += part.size
+    elif axis.kind == "prod":
+        grid = values.reshape([part.size for part in axis.parts])
+        for i, part in enumerate(axis.parts):
+            _spread(scores, part, grid.sum(tuple(j for j in range(grid.ndim) if j != i)))
+    elif axis.kind == "view":
+        assert axis.index is not None
+        base = np.zeros(axis.parts[0].size)
+        np.add.at(base, axis.index, values)
+        _spread(scores, axis.parts[0], base)

@@ -1,0 +1,258 @@
+"""The one forward walk that gives every axis of every tensor a type, by the rule of each operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from .axes import Axis, AxisMismatch, atom, fix, pin
+from .facts import Alone, Baked, Contraction, Normalisation, SameCount, Work
+from .graph import Array, Constant, Node, constant_of, folded, read_node, walk_graphs
+from .shapes import constant_value, evaluate, infer_outputs
+
+Axes: TypeAlias = list[Axis]
+# One entry an output of the node; None where not even the rank is known.
+Outputs: TypeAlias = Sequence[Axes | None]
+Rule: TypeAlias = Callable[["Walk", Node], Outputs]
+
+
+class Unsupported(Exception):
+    """Raised by a rule for a form of the operator that it does not cover; its axes are pinned."""
+
+
+
+# Stand-ins for sizes that are known only at run time: distinct, and divisible by common strides.
+_WITNESSES = [64 * p for p in (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)]
+
+# Views of a constant share one typing, so that a weight read in slices stays one tensor.
+_VIEWS = {"Slice", "Split", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
+
+
+class Walk:
+    """Types of all axes of a graph, and the facts its rules stated.
+
+    Attributes:
+        axes_of: types of each computed tensor; None when not even its rank is known.
+        constants: what is known before the model runs.
+        uses: types of a constant at each use, by (node index, input number). Uses that end up with
+            different kept positions get tensors of their own; sharing alone ties nothing.
+    """
+
+    def __init__(self, model: onnx.ModelProto, rules: Mapping[str, Rule]) -> None:
+        self._rules = rules
+        self.opsets = list(model.opset_import)
+        self.opset = max((o.version for o in self.opsets if o.domain in ("", "ai.onnx")), default=1)
+        self.axes_of: dict[str, Axes | None] = {}
+        self.constants: dict[str, Constant] = {}
+        self.uses: dict[tuple[int, int], Axes] = {}
+        self.nodes: list[Node] = []
+        self.unknown: dict[str, str] = {}  # operator -> why it pins its axes
+        self.contractions: list[Contraction] = []
+        self.normalisations: list[Normalisation] = []
+        self.same_counts: list[SameCount] = []
+        self.work: list[Work] = []
+        self.alone: list[Alone] = []
+        self.baked: list[Baked] = []
+        self._views: dict[str, Axes] = {}
+        self._symbols: dict[str, int] = {}
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._count = 0
+        for graph in walk_graphs(model.graph):
+            self._declare(graph, outermost=graph is model.graph)
+        self._known_shapes = {
+            info.name: info for graph in walk_graphs(model.graph) for info in graph.value_info
+        }
+        self.graph(model.graph)
+        for output in model.graph.output:
+            for axis in self.axes_of.get(output.name) or []:
+                pin(axis, f"'{output.name}' is an output of the model")
+
+    # ------------------------------------------------------------------ what rules use
+
+    def axes(self, node: Node, i: int) -> Axes:
+        """Types of the axes of input ``i``; a constant has types of its own at each use."""
+        name = node.inputs[i]
+        constant = self.constants.get(name)
+        if constant is None:
+            types = self.axes_of.get(name)
+            if types is None:
+                raise Unsupported(f"the shape of '{name}' is not known")
+            return types
+        key = (node.index, i)
+        if key not in self.uses:
+            if node.op in _VIEWS and i == 0:
+                root = constant.name
+                self.uses[key] = self._views.setdefault(root, [atom(d) for d in constant.shape])
+            else:
+                self.uses[key] = [atom(d) for d in constant.shape]
+        return self.uses[key]
+
+    def retype(self, node: Node, i: int, axis: int, new: Axis) -> None:
+        """Give one axis of a constant input a type that depends on another axis (ragged)."""
+        types = list(self.axes(node, i))
+        types[axis] = new
+        self.uses[node.index, i] = types
+
+    def value(self, node: Node, i: int) -> Array | None:
+        """The value of input ``i`` when it is known and no weight, else None."""
+        if not node.has(i):
+            return None
+        constant = self.constants.get(node.inputs[i])
+        return None if constant is None or constant.is_weight else constant.value
+
+    def is_constant(self, node: Node, i: int) -> bool:
+        return node.inputs[i] in self.constants
+
+    def output_sizes(self, node: Node) -> list[tuple[int, ...] | None]:
+        """Shapes of the outputs by ONNX's own inference; None where it cannot tell."""
+        inputs: dict[str, tuple[np.dtype[Any], Sequence[int], Array | None]] = {}
+        for name in node.inputs:
+            if not name:
+                continue
+            constant = self.constants.get(name)
+            if constant is not None:
+                small = int(np.prod(constant.shape)) <= 256
+                inputs[name] = (constant.dtype, constant.shape, constant.value if small else None)
+            else:
+                types = self.axes_of.get(name)
+                if types is None:
+                    return [None] * len(node.outputs)
+                dtype = self._dtypes.get(name, np.dtype(np.float32))
+                inputs[name] = (dtype, [t.size for t in types], None)
+        shapes = infer_outputs(node.proto, inputs, self.opsets)
+        return [shapes.get(name) or self._declared(name) for name in node.outputs]
+
+    # ------------------------------------------------------------------ the walk
+
+    def _declare(self, graph: onnx.GraphProto, outermost: bool) -> None:
+        for tensor in graph.initializer:
+            self.constants[tensor.name] = constant_of(tensor)
+        for sparse in graph.sparse_initializer:
+            dims = [fix(d, "it is stored sparse") for d in sparse.dims]
+            self.axes_of[sparse.values.name] = dims
+        if not outermost:
+            return
+        for info in graph.input:
+            if info.name not in self.constants:
+                self.axes_of[info.name] = self._input_axes(info)
+                elem = info.type.tensor_type.elem_type
+                if elem:
+                    self._dtypes[info.name] = onnx.helper.tensor_dtype_to_np_dtype(elem)
+
+    def _input_axes(self, info: onnx.ValueInfoProto) -> Axes | None:
+        tensor = info.type.tensor_type
+        if not tensor.HasField("shape"):
+            return None
+        out = []
+        for k, dim in enumerate(tensor.shape.dim):
+            if dim.HasField("dim_value"):
+                size = dim.dim_value
+            else:
+                symbol = dim.dim_param or f"{info.name}.{k}"
+                size = self._symbols.setdefault(symbol, _WITNESSES[len(self._symbols) % len(_WITNESSES)])
+            out.append(fix(size, f"'{info.name}' is an input of the model"))
+        return out
+
+    def _declared(self, name: str) -> tuple[int, ...] | None:
+        info = self._known_shapes.get(name)
+        if info is None or not info.type.tensor_type.HasField("shape"):
+            return None
+        dims = info.type.tensor_type.shape.dim
+        if not all(d.HasField("dim_value") for d in dims):
+            return None
+        return tuple(d.dim_value for d in dims)
+
+    def graph(self, graph: onnx.GraphProto) -> None:
+        """Type the nodes of a graph; a rule of If, Loop or Scan calls this on its bodies."""
+        for proto in graph.node:
+            node = read_node(self._count, proto)
+            self._count += 1
+            if not self._fold(node):
+                self.nodes.append(node)
+                self._type(node)
+
+    def _fold(self, node: Node) -> bool:
+        """Constants and shape arithmetic. Sizes of types are the shapes, so nothing else infers them."""
+        if node.op == "Constant":
+            tensor = node.attrs.get("value")
+            value = constant_value(node.attrs)
+            if tensor is not None:
+                self.constants[node.outputs[0]] = constant_of(tensor, node.outputs[0])
+            elif value is not None:
+                self.constants[node.outputs[0]] = folded(node.outputs[0], value)
+            else:
+                return False
+            return True
+        if node.op == "Shape":
+            return self._fold_shape(node)
+        known = [self.constants.get(name) for name in node.inputs]
+        if not known or any(c is None and name for c, name in zip(known, node.inputs, strict=True)):
+            return False
+        if node.op == "Identity" and known[0] is not None:
+            self.constants[node.outputs[0]] = known[0]
+            return True
+        if any(c is not None and c.is_weight for c in known):
+            return False
+        result = evaluate(node, [None if c is None else c.value for c in known])
+        if result is None:
+            return False
+        sizes = tuple(axis for c in known if c is not None for axis in c.sizes_read)
+        self.constants[node.outputs[0]] = folded(node.outputs[0], result, sizes)
+        return True
+
+    def _fold_shape(self, node: Node) -> bool:
+        constant = self.constants.get(node.inputs[0])
+        types = None if constant is not None else self.axes_of.get(node.inputs[0])
+        if constant is not None:
+            sizes: tuple[int, ...] = constant.shape
+        elif types is None or self._symbols:
+            # With sizes known only at run time the graph must go on computing this shape itself.
+            for axis in types or []:
+                pin(axis, f"its size is read at run time by {node.name}")
+            return False
+        else:
+            sizes = tuple(axis.size for axis in types)
+        part = slice(node.attrs.get("start", 0), node.attrs.get("end"))
+        value = np.array(sizes, np.int64)[part]
+        self.constants[node.outputs[0]] = folded(node.outputs[0], value, tuple((types or [])[part]))
+        return True
+
+    def _type(self, node: Node) -> None:
+        rule = self._rules.get(node.op)
+        outputs: Outputs | None = None
+        why = f"{node.name} has no rule"
+        if rule is not None:
+            try:
+                outputs = rule(self, node)
+            except (AxisMismatch, Unsupported) as error:
+                why = f"{node.name}: {error}"
+        if outputs is None:
+            outputs = self._pin_all(node, why)
+        for name, types in zip(node.outputs, outputs, strict=False):
+            if name:
+                self.axes_of[name] = types
+
+    def _pin_all(self, node: Node, why: str) -> Outputs:
+        """Nothing is known of this operator: nothing around it may shrink."""
+        self.unknown.setdefault(node.op, why)
+        for i, name in enumerate(node.inputs):
+            if name and (name in self.constants or self.axes_of.get(name) is not None):
+                for axis in self.axes(node, i):
+                    pin(axis, why)
+        for attribute in node.proto.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                self._pin_captures(attribute.g, why)
+        return [
+            None if sizes is None else [fix(size, why) for size in sizes] for sizes in self.output_sizes(node)
+        ]
+
+    def _pin_captures(self, graph: onnx.GraphProto, why: str) -> None:
+        """A body without a rule reads outer tensors and constants as they are."""
+        for inner in walk_graphs(graph):
+            for proto in inner.node:
+                for name in proto.input:
+                    for axis in self.axes_of.get(name) or []:
+                        pin(axis, why)

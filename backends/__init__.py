@@ -1,0 +1,1 @@
+"""Model in, something that runs out."""

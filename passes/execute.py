@@ -1,0 +1,74 @@
+"""Run a model once in ONNX Runtime, as the reference for checks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper
+
+from ..analysis.errors import ModelError
+
+Arrays = dict[str, NDArray[Any]]
+
+# Protobuf cannot serialise more in one piece.
+_PROTO_LIMIT = 1 << 31
+_TOKENS = 32  # random integer inputs stay below this, inside any vocabulary
+_DYNAMIC = 2  # size given to axes that are known only at run time
+
+
+def random_inputs(proto: onnx.ModelProto, seed: int = 0) -> Arrays:
+    """Inputs for one run: normal floats, small non-negative integers, true and false.
+
+    Axes of unknown size get 2 positions, the same symbol the same size.
+    """
+    rng = np.random.default_rng(seed)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    inputs: Arrays = {}
+    for info in proto.graph.input:
+        if info.name in weights:
+            continue
+        tensor = info.type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        shape = [d.dim_value if d.HasField("dim_value") else _DYNAMIC for d in tensor.shape.dim]
+        if dtype.kind == "b":
+            inputs[info.name] = np.ones(shape, dtype)
+        elif dtype.kind in "iu":
+            inputs[info.name] = rng.integers(0, _TOKENS, shape).astype(dtype)
+        else:
+            inputs[info.name] = rng.standard_normal(shape).astype(dtype)
+    return inputs
+
+
+def execute(proto: onnx.ModelProto, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Outputs of a model by name, without the runtime's graph optimisations.
+
+    Raises:
+        ModelError: the runtime refuses the model, or fails on these inputs.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 2
+    # Fusions change rounding: the two sides of a check should compute the same way.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        if proto.ByteSize() < _PROTO_LIMIT:
+            session = onnxruntime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.onnx"
+                onnx.save(proto, path, save_as_external_data=True)
+                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except Exception as error:  # the runtime raises its own classes, one for each failure
+        first = str(error).strip().splitlines()[0][:300]
+        raise ModelError(f"ONNX Runtime cannot run the model: {first}") from None

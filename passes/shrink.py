@@ -1,0 +1,247 @@
+"""Apply a plan: slice weights, rewrite the constants a size is baked into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from ..analysis.axes import Axis, find
+from ..analysis.facts import Baked, BoundsBaked, CountBaked, IndicesBaked, SizesBaked
+from ..analysis.graph import Constant, Node
+from ..analysis.groups import Analysis, analyze
+from ..analysis.model import Model
+from ..analysis.plan import Plan, select
+from ..analysis.selection import Selection
+from ..analysis.walk import Walk
+from .edit import Edit, node_key
+
+Array = NDArray[Any]
+
+
+def shrink(model: Model, plan: Plan) -> Model:
+    """The model without the channels that ``plan`` removes.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    analysis = analyze(model)
+    return shrink_selected(analysis, select(analysis, plan))
+
+
+def shrink_selected(analysis: Analysis, selection: Selection) -> Model:
+    """As `shrink`, for an analysis and a selection already made."""
+    return Model(_Shrinker(analysis, selection).run(), analysis.model.path)
+
+
+def slice_axes(value: Array, axes: list[Axis], selection: Selection) -> Array:
+    """The kept positions of a constant: ragged axes block by block, the others at once."""
+    for k, axis in enumerate(axes):
+        if find(axis).kind != "ragged":
+            kept = selection.positions(axis)
+            if kept is not None and k > 0:
+                value = np.take(value, kept, axis=k)
+    rows = selection.positions(axes[0]) if axes else None
+    blocks = next(((k, find(a)) for k, a in enumerate(axes) if find(a).kind == "ragged"), None)
+    if blocks is None:
+        return value if rows is None else np.take(value, rows, axis=0)
+    along, ragged = blocks
+    per_block = value.shape[0] // len(ragged.parts)
+    rows = np.arange(value.shape[0]) if rows is None else rows
+    pieces = []
+    for g, part in enumerate(ragged.parts):
+        piece = value[rows[rows // per_block == g]]
+        kept = selection.positions(part)
+        pieces.append(piece if kept is None else np.take(piece, kept, axis=along))
+    return np.concatenate(pieces)
+
+
+class _Shrinker:
+    def __init__(self, analysis: Analysis, selection: Selection) -> None:
+        self.walk: Walk = analysis.walk
+        self.selection = selection
+        self.edit = Edit(analysis.model.proto)
+        self.original_of: dict[str, str] = {}  # new initializer -> the one it was sliced from
+        self._made: dict[Any, str] = {}  # constant and what is kept of it -> new initializer
+
+    def run(self) -> onnx.ModelProto:
+        handled = {fact: self._rewrite(fact) for fact in self.walk.baked}
+        baked = {(f.node.index, i) for f, inputs in handled.items() for i in inputs}
+        for node in self.walk.nodes:
+            for i, name in enumerate(node.inputs):
+                constant = self.walk.constants.get(name)
+                if constant is not None and (node.index, i) not in baked:
+                    self._rewrite_use(node, i, constant)
+        walked = {node_key(node.proto) for node in self.walk.nodes}
+        proto = self.edit.finish(removable=lambda n: node_key(n) not in walked)
+        self._restore_names(proto)
+        self._update_shapes(proto)
+        return proto
+
+    # ------------------------------------------------------------------ weights
+
+    def _rewrite_use(self, node: Node, i: int, constant: Constant) -> None:
+        axes = self.walk.uses.get((node.index, i))
+        shrinks = axes is not None and any(self.selection.shrinks(axis) for axis in axes)
+        if not shrinks and not any(self.selection.shrinks(axis) for axis in constant.sizes_read):
+            return
+        name = self._sliced(constant, axes if shrinks and axes else [])
+        self.edit.set_input(self.edit.nodes[node_key(node.proto)], i, name)
+
+    def _sliced(self, constant: Constant, axes: list[Axis]) -> str:
+        """One tensor for all uses that keep the same positions."""
+        signature = (constant.name, tuple(self._signature(axis) for axis in axes))
+        if signature not in self._made:
+            value = slice_axes(constant.value, axes, self.selection)
+            name = self.edit.constant(value, f"{constant.name}.pruned")
+            self._made[signature] = name
+            if constant.tensor is not None:
+                self.original_of[name] = constant.name
+        return self._made[signature]
+
+    def _signature(self, axis: Axis) -> Any:
+        axis = find(axis)
+        if axis.kind == "ragged":
+            return tuple(self._signature(part) for part in axis.parts)
+        kept = self.selection.positions(axis)
+        return None if kept is None else kept.tobytes()
+
+    def _restore_names(self, proto: onnx.ModelProto) -> None:
+        """A sliced weight takes its old name back when nothing reads the whole one any more."""
+        present = {t.name for t in proto.graph.initializer}
+        present |= {name for node in proto.graph.node for name in node.output}
+        names: dict[str, str] = {}
+        for new, old in self.original_of.items():
+            if old not in present and new in present:
+                names[new] = old
+                present.add(old)
+        self.edit.rename_initializers(names)
+
+    # ------------------------------------------------------------------ baked sizes
+
+    def _rewrite(self, fact: Baked) -> tuple[int, ...]:
+        """Rewrite one fact; the inputs it has taken care of."""
+        proto = self.edit.nodes[node_key(fact.node.proto)]
+        if isinstance(fact, CountBaked):
+            _set_attribute(proto, fact.attribute, self.selection.count(fact.axis))
+            return ()
+        if isinstance(fact, SizesBaked):
+            return self._rewrite_sizes(fact, proto)
+        if isinstance(fact, IndicesBaked):
+            return self._rewrite_indices(fact, proto)
+        return self._rewrite_bounds(fact, proto)
+
+    def _rewrite_sizes(self, fact: SizesBaked, proto: onnx.NodeProto) -> tuple[int, ...]:
+        count = self.selection.count
+        constant = self.walk.constants.get(fact.node.inputs[fact.input]) if fact.node.has(fact.input) else None
+        if not any(self.selection.shrinks(axis) for axis in (*fact.axes, *fact.before)):
+            return ()
+        if constant is not None:
+            old = [int(v) for v in constant.value.reshape(-1)]
+        else:
+            old = [axis.size for axis in fact.axes]
+        new = []
+        for k, (size, axis) in enumerate(zip(old, fact.axes, strict=True)):
+            copies = size == 0 and k < len(fact.before) and count(fact.before[k]) == count(axis)
+            new.append(size if size == -1 or copies or (size == 1 and axis.size != 1) else count(axis))
+        if fact.attribute is not None:
+            _set_attribute(proto, fact.attribute, new)
+            return ()
+        name = self.edit.constant(np.array(new, np.int64), f"{node_key(proto)}.sizes")
+        self.edit.set_input(proto, fact.input, name)
+        _drop_attribute(proto, "num_outputs")
+        return (fact.input,)
+
+    def _rewrite_indices(self, fact: IndicesBaked, proto: onnx.NodeProto) -> tuple[int, ...]:
+        positions = self._moved(np.array(fact.index), fact.source, fact.target)
+        if positions is None:
+            return ()
+        name = self.edit.constant(positions, f"{node_key(proto)}.indices")
+        self.edit.set_input(proto, fact.input, name)
+        return (fact.input,)
+
+    def _moved(self, index: Array, source: Axis, target: Axis) -> Array | None:
+        """Where the picked positions that stay are among those that stay of the source."""
+        kept_source, kept_target = self.selection.positions(source), self.selection.positions(target)
+        if kept_source is None and kept_target is None:
+            return None
+        picked = index if kept_target is None else index[kept_target]
+        if kept_source is None:
+            return picked
+        return np.searchsorted(kept_source, picked)
+
+    def _rewrite_bounds(self, fact: BoundsBaked, proto: onnx.NodeProto) -> tuple[int, ...]:
+        moved = {
+            k: self._moved(np.array(positions), fact.source[k], fact.target[k])
+            for k, positions in fact.ranges
+        }
+        if all(positions is None for positions in moved.values()):
+            return ()
+        key = node_key(proto)
+        bounds: list[tuple[int, int, int, int]] = []  # axis, start, end, step
+        for k, positions in fact.ranges:
+            new = moved[k]
+            run = positions if new is None else _as_range(new)
+            if run is None:  # what stays is not evenly spaced any more: pick it one by one
+                assert new is not None
+                index = self.edit.constant(new, f"{key}.indices")
+                data = self.edit.insert_before(key, "Gather", [proto.input[0], index], f"{key}.picked", axis=k)
+                self.edit.set_input(proto, 0, data)
+            else:
+                stop = run.stop if run.stop >= 0 else np.iinfo(np.int64).min
+                bounds.append((k, run.start, stop, run.step))
+        columns = [np.array(column, np.int64) for column in zip(*bounds, strict=True)] or [
+            np.zeros(0, np.int64)
+        ] * 4
+        axes, starts, ends, steps = columns
+        if self.walk.opset < 10:
+            if bool((steps != 1).any()):
+                raise AssertionError("a Slice before opset 10 has no steps")
+            for name, column in (("axes", axes), ("starts", starts), ("ends", ends)):
+                _set_attribute(proto, name, [int(v) for v in column])
+            return ()
+        for i, (name, column) in enumerate(
+            (("starts", starts), ("ends", ends), ("axes", axes), ("steps", steps)), start=1
+        ):
+            self.edit.set_input(proto, i, self.edit.constant(column, f"{key}.{name}"))
+        return (1, 2, 3, 4)
+
+    # ------------------------------------------------------------------ declared shapes
+
+    def _update_shapes(self, proto: onnx.ModelProto) -> None:
+        """Shapes written down for intermediate tensors, and for weights that are inputs with defaults."""
+        weights = {t.name: t for t in proto.graph.initializer}
+        for info in [*proto.graph.value_info, *proto.graph.input]:
+            dims = info.type.tensor_type.shape.dim
+            if info.name in weights:
+                for dim, size in zip(dims, weights[info.name].dims, strict=False):
+                    dim.dim_value = size
+            else:
+                for dim, axis in zip(dims, self.walk.axes_of.get(info.name) or (), strict=False):
+                    if dim.HasField("dim_value") and self.selection.shrinks(axis):
+                        dim.dim_value = self.selection.count(axis)
+
+
+def _as_range(positions: Array) -> range | None:
+    """Evenly spaced positions as a range, or None."""
+    if len(positions) == 1:
+        return range(int(positions[0]), int(positions[0]) + 1)
+    steps = np.diff(positions)
+    step = int(steps[0])
+    if step == 0 or (steps != step).any():
+        return None
+    return range(int(positions[0]), int(positions[-1]) + step, step)
+
+
+def _set_attribute(node: onnx.NodeProto, name: str, value: int | list[int]) -> None:
+    _drop_attribute(node, name)
+    node.attribute.append(helper.make_attribute(name, value))
+
+
+def _drop_attribute(node: onnx.NodeProto, name: str) -> None:
+    for i in reversed(range(len(node.attribute))):
+        if node.attribute[i].name == name:
+            del node.attribute[i]

@@ -1,0 +1,203 @@
+"""The certificate: the pruned model computes what the original computes with the removed units masked.
+
+Let P be the pruned model. M is the whole-size original in which every operator that mixes positions along
+an axis sees only the kept ones: the weights of a contraction are zero at the removed positions (or its
+activations, where both operands are computed), and a normalisation or reduction runs over the kept
+positions alone. The producers are left as they are, since zeroing them proves nothing: sigmoid(0) is
+not 0, and a bias stays. P is right when P(x) = M(x).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from ..analysis.axes import Axis, find
+from ..analysis.facts import Contraction, Normalisation
+from ..analysis.groups import Analysis, Exactness, analyze
+from ..analysis.model import Model
+from ..analysis.plan import Plan, select
+from ..analysis.selection import Selection
+from .edit import Edit, node_key
+from .execute import Arrays, execute, random_inputs
+
+# Pruned and masked sum the same numbers in another order: in floats they differ by rounding.
+TOLERANCE = 1e-5
+# A model that answers a change of its input in the last bit with more than that is ill-conditioned; what
+# rounding may do to it is measured, and never allowed beyond the ceiling.
+_ROUNDINGS = 4
+_CEILING = 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the certificate found.
+
+    Attributes:
+        ok: every output agrees to ``TOLERANCE`` of its largest magnitude, or, for a model that amplifies
+            rounding, to four times its own response to a change of the input in the last bit.
+        kind: "exact" when only zeroed weights tell original and masked apart; "renormalising" when a
+            normalisation runs over pruned units.
+        max_relative_error: the largest difference over max|y| of the output it is in.
+        message: a sentence for people.
+    """
+
+    ok: bool
+    kind: Exactness
+    max_relative_error: float
+    message: str
+
+
+def verify(model: Model, pruned: Model, plan: Plan, seed: int = 0) -> Verdict:
+    """Run ``pruned`` and the masked original on random inputs and compare them.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        ModelError: one of the two does not run.
+    """
+    analysis = analyze(model)
+    selection = select(analysis, plan)
+    masked = masked_original(analysis, selection)
+    used = {entry.group for entry in plan.entries}
+    renormalising = any(g.exactness == "renormalising" for g in analysis.groups if g.id in used)
+    kind: Exactness = "renormalising" if renormalising else "exact"
+    mismatch = _signature_mismatch(model.proto, pruned.proto)
+    if mismatch:
+        return Verdict(False, kind, float("inf"), mismatch)
+    inputs = random_inputs(model.proto, seed)
+    wanted, got = execute(masked, inputs), execute(pruned.proto, inputs)
+    worst, where = _worst(wanted, got)
+    tolerance = TOLERANCE
+    if TOLERANCE < worst <= _CEILING:
+        response, _ = _worst(wanted, execute(masked, _nudged(inputs)))
+        tolerance = min(_CEILING, max(TOLERANCE, _ROUNDINGS * response))
+    message = f"worst output '{where}' differs by {worst:.1e} of its largest magnitude"
+    return Verdict(worst <= tolerance, kind, worst, f"{message}, {tolerance:.1e} is allowed")
+
+
+def _worst(wanted: Arrays, got: Arrays) -> tuple[float, str]:
+    """The largest relative error over all outputs, and the output it is in."""
+    return max(((_relative_error(y, got[name]), name) for name, y in wanted.items()), default=(0.0, ""))
+
+
+def _nudged(inputs: Arrays) -> Arrays:
+    """The inputs with each float moved to its neighbour away from zero."""
+    return {
+        name: np.nextafter(x, np.copysign(np.inf, x)).astype(x.dtype) if x.dtype.kind == "f" else x
+        for name, x in inputs.items()
+    }
+
+
+def _signature_mismatch(a: onnx.ModelProto, b: onnx.ModelProto) -> str:
+    for what, left, right in (("input", a.graph.input, b.graph.input), ("output", a.graph.output, b.graph.output)):
+        weights = {t.name for t in a.graph.initializer} | {t.name for t in b.graph.initializer}
+        before = [(i.name, i.type) for i in left if i.name not in weights]
+        after = [(i.name, i.type) for i in right if i.name not in weights]
+        if before != after:
+            return f"the {what}s of the pruned model have other names, types or shapes than the original's"
+    return ""
+
+
+def _relative_error(expected: np.ndarray, got: np.ndarray) -> float:
+    if expected.shape != got.shape:
+        return float("inf")
+    if not expected.size or expected.dtype.kind not in "fc":
+        return 0.0 if np.array_equal(expected, got) else float("inf")
+    finite = np.isfinite(expected)
+    if (finite != np.isfinite(got)).any():
+        return float("inf")
+    if not finite.all() and not np.array_equal(expected[~finite], got[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(expected[finite]).max())
+    difference = float(np.abs(expected[finite].astype(np.float64) - got[finite]).max())
+    return difference / scale if scale else difference
+
+
+def masked_original(analysis: Analysis, selection: Selection) -> onnx.ModelProto:
+    """The whole-size original in which removed positions have no influence on kept ones."""
+    return _Masker(analysis, selection).run()
+
+
+class _Masker:
+    def __init__(self, analysis: Analysis, selection: Selection) -> None:
+        self.walk = analysis.walk
+        self.selection = selection
+        self.edit = Edit(analysis.model.proto)
+
+    def run(self) -> onnx.ModelProto:
+        for contraction in self.walk.contractions:
+            self._zero(contraction)
+        for normalisation in self.walk.normalisations:
+            self._restrict(normalisation)
+        return self.edit.finish()
+
+    def _zero(self, fact: Contraction) -> None:
+        node = fact.node
+        axes = [self.walk.axes(node, i)[k] for i, k in fact.places]
+        if not any(self.selection.shrinks(axis) for axis in axes):
+            return
+        proto = self.edit.nodes[node_key(node.proto)]
+        weights = [(i, k) for i, k in fact.places if self.walk.is_constant(node, i)]
+        if weights:
+            i, k = weights[0]
+            constant = self.walk.constants[node.inputs[i]]
+            value = constant.value * self._mask(self.walk.axes(node, i), k, constant.dtype)
+            self.edit.set_input(proto, i, self.edit.constant(value.astype(constant.dtype), f"{constant.name}.masked"))
+            return
+        i, k = fact.places[0]
+        data = proto.input[i]
+        axes = self.walk.axes(node, i)
+        mask = self.edit.constant(self._mask(axes, k, np.dtype(np.float32)), f"{data}.mask")
+        like = self.edit.insert_before(node_key(proto), "CastLike", [mask, data], f"{data}.mask_like")
+        masked = self.edit.insert_before(node_key(proto), "Mul", [data, like], f"{data}.masked")
+        self.edit.set_input(proto, i, masked)
+
+    def _mask(self, axes: list[Axis], k: int, dtype: np.dtype) -> np.ndarray:
+        """Ones at kept and zeros at removed positions of axis ``k``, ready to broadcast."""
+        axis = find(axes[k])
+        if axis.kind == "ragged":  # axis 0 runs through the blocks
+            rows = axes[0].size // len(axis.parts)
+            grid = np.concatenate([np.tile(self._ones(part), (rows, 1)) for part in axis.parts])
+            shape = [axes[0].size, *(axis.size if j == k else 1 for j in range(1, len(axes)))]
+            return grid.reshape(shape).astype(dtype)
+        return self._ones(axis).reshape([axis.size if j == k else 1 for j in range(len(axes))]).astype(dtype)
+
+    def _ones(self, axis: Axis) -> np.ndarray:
+        kept = self.selection.positions(axis)
+        ones = np.zeros(axis.size) if kept is not None else np.ones(axis.size)
+        if kept is not None:
+            ones[kept] = 1
+        return ones
+
+    def _restrict(self, fact: Normalisation) -> None:
+        """Gather the kept positions before the node, and lay its results out at full size after it."""
+        node = fact.node
+        proto = self.edit.nodes[node_key(node.proto)]
+        key = node_key(node.proto)
+        for i, k in fact.inputs:
+            kept = self.selection.positions(self.walk.axes(node, i)[k])
+            if kept is not None:
+                index = self.edit.constant(kept, f"{key}.kept")
+                data = self.edit.insert_before(key, "Gather", [proto.input[i], index], f"{key}.seen", axis=k)
+                self.edit.set_input(proto, i, data)
+        spread = []
+        for o, k in fact.outputs:
+            kept = self.selection.positions((self.walk.axes_of[node.outputs[o]] or [])[k])
+            if kept is not None:
+                size = (self.walk.axes_of[node.outputs[o]] or [])[k].size
+                where = np.zeros(size, np.int64)  # removed positions repeat the first: nothing sees them
+                where[kept] = np.arange(len(kept))
+                spread.append((o, k, where))
+        for o in dict.fromkeys(o for o, _, _ in spread):
+            steps = [(k, where) for output, k, where in spread if output == o]
+            final = proto.output[o]
+            small = self.edit.rename_output(proto, o, f"{final}.small")
+            for n, (k, where) in enumerate(steps):
+                index = self.edit.constant(where, f"{key}.spread")
+                target = final if n == len(steps) - 1 else self.edit.fresh(f"{final}.part")
+                self.edit.insert_after(key, "Gather", [small, index], target, axis=k)
+                small = target
