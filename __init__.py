@@ -1,1 +1,214 @@
-"""onnx-prune: prune ONNX models at graph level, prove the result, compile it."""
+"""onnx-prune: prune ONNX models at graph level, prove the result, compile it.
+
+    import onnx_prune
+
+    model = onnx_prune.load("model.onnx")
+    result = onnx_prune.prune(model, ratio=0.5)
+    print(result.before.params, result.after.params, result.verdict.max_relative_error)
+    onnx_prune.save(result.model, "smaller.onnx")
+
+`prune` is `plan`, `apply` and `verify` in a row; each can be called by itself. `compile` needs the extra
+``tvm``; everything else works without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from .analysis.cost import Cost, measure
+from .analysis.errors import (
+    BackendError,
+    CheckError,
+    ModelError,
+    OnnxPruneError,
+    OutputError,
+    PlanError,
+    UsageError,
+)
+from .analysis.groups import Analysis, Group, Pin, analyze
+from .analysis.model import Model, load
+from .analysis.plan import Plan, make_plan
+from .passes.base import run_passes
+from .passes.cleanup import Cleanup
+from .passes.save import save
+from .passes.shrink import Shrink
+from .passes.verify import Verdict, verify
+
+if TYPE_CHECKING:
+    from .backends.cpu import CpuArtifact
+
+__all__ = [
+    "Analysis",
+    "BackendError",
+    "CheckError",
+    "Cost",
+    "Group",
+    "Model",
+    "ModelError",
+    "OnnxPruneError",
+    "OutputError",
+    "Pin",
+    "Plan",
+    "PlanError",
+    "PruneResult",
+    "UsageError",
+    "Verdict",
+    "analyze",
+    "apply",
+    "compile",
+    "load",
+    "load_plan",
+    "measure",
+    "plan",
+    "prune",
+    "save",
+    "verify",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` made.
+
+    Attributes:
+        model: the smaller model.
+        plan: which channels went; replays with `apply`.
+        verdict: of the certificate, None when it was not asked for.
+        analysis: of the original model: its groups and pins.
+        before, after: costs.
+        seconds: time of each step.
+    """
+
+    model: Model
+    plan: Plan
+    verdict: Verdict | None
+    analysis: Analysis
+    before: Cost
+    after: Cost
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def plan(
+    model: Model | Analysis,
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    multiple: int = 1,
+    ignore: Sequence[str] = (),
+    criterion: str = "l2",
+    recover: str = "none",
+) -> Plan:
+    """Choose the channels to remove; see `analysis.plan.make_plan` for the arguments.
+
+    Example:
+        ``plan(model, ratio=0.5)`` removes half the units of every group, ``plan(model, macs=0.4)`` leaves
+        at most 40 % of the multiply-accumulates.
+
+    Raises:
+        UsageError: an argument is out of range or names something unknown.
+        PlanError: nothing can be removed, or the budget cannot be met.
+    """
+    analysis = model if isinstance(model, Analysis) else analyze(model)
+    return make_plan(
+        analysis,
+        ratio=ratio,
+        macs=macs,
+        params=params,
+        multiple=multiple,
+        ignore=ignore,
+        criterion=criterion,
+        recover=recover,
+    )
+
+
+def apply(model: Model, plan: Plan) -> Model:
+    """The model without the channels that ``plan`` removes, cleaned up.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    return run_passes(model, [Shrink(plan), Cleanup()])
+
+
+def prune(
+    model: Model,
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    multiple: int = 1,
+    ignore: Sequence[str] = (),
+    criterion: str = "l2",
+    recover: str = "none",
+    check: bool = True,
+    progress: Callable[[str], None] = lambda step: None,
+) -> PruneResult:
+    """Plan, apply and verify.
+
+    Args:
+        check: run the certificate.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        UsageError, PlanError: as `plan`.
+    """
+    seconds: dict[str, float] = {}
+
+    def timed(step: str, work: Callable[[], T]) -> T:
+        progress(step)
+        start = time.perf_counter()
+        result = work()
+        seconds[step] = round(time.perf_counter() - start, 4)
+        return result
+
+    analysis = timed("analyze", lambda: analyze(model))
+    chosen = timed(
+        "plan",
+        lambda: plan(
+            analysis,
+            ratio=ratio,
+            macs=macs,
+            params=params,
+            multiple=multiple,
+            ignore=ignore,
+            criterion=criterion,
+            recover=recover,
+        ),
+    )
+    pruned = timed("apply", lambda: apply(model, chosen))
+    verdict = timed("verify", lambda: verify(model, pruned, chosen)) if check else None
+    return PruneResult(
+        pruned, chosen, verdict, analysis, measure(model, analysis), measure(pruned), seconds
+    )
+
+
+def compile(model: Model, target: str = "cpu", threads: int = 1) -> CpuArtifact:
+    """Compile a model with Apache TVM; the artifact runs, and saves itself as one .so.
+
+    Example:
+        ``compile(load("smaller.onnx")).save(Path("smaller.so"))``
+
+    Raises:
+        UsageError: there is no such target.
+        BackendError: TVM is not installed, or cannot take the model.
+    """
+    from .backends.cpu import CpuBackend
+
+    if target != "cpu":
+        raise UsageError(f"there is no target '{target}'; choose cpu")
+    return CpuBackend(threads).compile(model.proto)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan from a JSON file. Raises PlanError."""
+    try:
+        return Plan.from_json(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"cannot read the plan '{path}': {getattr(error, 'strerror', None) or error}") from None

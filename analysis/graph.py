@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,13 +68,17 @@ class Constant:
         return self.known
 
     @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def is_float(self) -> bool:
         # The 16-bit and 8-bit floats of ml_dtypes have kind 'V'.
         return self.dtype.kind in "fV"
 
     @property
     def is_weight(self) -> bool:
-        return self.is_float and int(np.prod(self.shape)) > WEIGHT_ELEMENTS
+        return self.is_float and self.elements > WEIGHT_ELEMENTS
 
 
 def constant_of(tensor: onnx.TensorProto, name: str | None = None) -> Constant:
@@ -101,10 +106,3 @@ def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for inner in subgraphs(node):
             yield from walk_graphs(inner)
 
-
-def every_node(graph: onnx.GraphProto, visit: Callable[[onnx.NodeProto], None]) -> None:
-    """Call ``visit`` on each node in the order `read_node` counts them: a node before its bodies."""
-    for node in graph.node:
-        visit(node)
-        for inner in subgraphs(node):
-            every_node(inner, visit)

@@ -270,7 +270,11 @@ class Analysis:
 
     def macs(self, selection: Selection) -> int:
         """Multiply-accumulates of convolutions and matrix products under ``selection``."""
-        return sum(w.scale * product(selection.count(axis) for axis in w.axes) for w in self.walk.work)
+        dynamic = self.walk.witnesses
+        return sum(
+            w.scale * product(1 if axis.size in dynamic else selection.count(axis) for axis in w.axes)
+            for w in self.walk.work
+        )
 
     def params(self, selection: Selection) -> int:
         """Elements of float constants under ``selection``; a shared one counts once for each shape of use."""

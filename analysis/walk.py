@@ -125,6 +125,11 @@ class Walk:
         shapes = infer_outputs(node.proto, inputs, self.opsets)
         return [shapes.get(name) or self._declared(name) for name in node.outputs]
 
+    @property
+    def witnesses(self) -> set[int]:
+        """The stand-ins used for sizes that are known only at run time."""
+        return set(self._symbols.values())
+
     # ------------------------------------------------------------------ the walk
 
     def _declare(self, graph: onnx.GraphProto, outermost: bool) -> None:

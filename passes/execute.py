@@ -20,13 +20,13 @@ Arrays = dict[str, NDArray[Any]]
 # Protobuf cannot serialise more in one piece.
 _PROTO_LIMIT = 1 << 31
 _TOKENS = 32  # random integer inputs stay below this, inside any vocabulary
-_DYNAMIC = 2  # size given to axes that are known only at run time
+_DYNAMIC = 2
 
 
-def random_inputs(proto: onnx.ModelProto, seed: int = 0) -> Arrays:
+def random_inputs(proto: onnx.ModelProto, seed: int = 0, dynamic: int = _DYNAMIC) -> Arrays:
     """Inputs for one run: normal floats, small non-negative integers, true and false.
 
-    Axes of unknown size get 2 positions, the same symbol the same size.
+    Axes whose size is known only at run time get ``dynamic`` positions.
     """
     rng = np.random.default_rng(seed)
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -36,7 +36,7 @@ def random_inputs(proto: onnx.ModelProto, seed: int = 0) -> Arrays:
             continue
         tensor = info.type.tensor_type
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        shape = [d.dim_value if d.HasField("dim_value") else _DYNAMIC for d in tensor.shape.dim]
+        shape = [d.dim_value if d.HasField("dim_value") else dynamic for d in tensor.shape.dim]
         if dtype.kind == "b":
             inputs[info.name] = np.ones(shape, dtype)
         elif dtype.kind in "iu":

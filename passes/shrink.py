@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,24 @@ from .edit import Edit, node_key
 Array = NDArray[Any]
 
 
-def shrink(model: Model, plan: Plan) -> Model:
-    """The model without the channels that ``plan`` removes.
+@dataclass(frozen=True)
+class Shrink:
+    """The pass that removes the channels of a plan.
 
-    Raises:
+    Raises (when called):
         PlanError: the plan does not fit the model.
     """
-    analysis = analyze(model)
-    return shrink_selected(analysis, select(analysis, plan))
+
+    plan: Plan
+
+    def __call__(self, model: Model) -> Model:
+        analysis = analyze(model)
+        return Model(_Shrinker(analysis, select(analysis, self.plan)).run(), model.path)
 
 
-def shrink_selected(analysis: Analysis, selection: Selection) -> Model:
-    """As `shrink`, for an analysis and a selection already made."""
-    return Model(_Shrinker(analysis, selection).run(), analysis.model.path)
+def shrink(model: Model, plan: Plan) -> Model:
+    """`Shrink` as a function."""
+    return Shrink(plan)(model)
 
 
 def slice_axes(value: Array, axes: list[Axis], selection: Selection) -> Array:
