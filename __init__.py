@@ -184,9 +184,7 @@ def prune(
     )
     pruned = timed("apply", lambda: apply(model, chosen))
     verdict = timed("verify", lambda: verify(model, pruned, chosen)) if check else None
-    return PruneResult(
-        pruned, chosen, verdict, analysis, measure(model, analysis), measure(pruned), seconds
-    )
+    return PruneResult(pruned, chosen, verdict, analysis, measure(model, analysis), measure(pruned), seconds)
 
 
 def compile(model: Model, target: str = "cpu", threads: int = 1) -> CpuArtifact:
@@ -211,4 +209,6 @@ def load_plan(path: str | Path) -> Plan:
     try:
         return Plan.from_json(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"cannot read the plan '{path}': {getattr(error, 'strerror', None) or error}") from None
+        raise PlanError(
+            f"cannot read the plan '{path}': {getattr(error, 'strerror', None) or error}"
+        ) from None

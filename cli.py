@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import onnx_prune as api
 import rich.box
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-import onnx_prune as api
 
 from .analysis.errors import OnnxPruneError, UsageError
 from .passes.save import check_writable, save_text
@@ -152,7 +151,11 @@ def analyze(model: ModelPath, json_: Json = None) -> None:
     table = _table("group", "units", "axes", "params/unit", "removal", title=f"{len(analysis.groups)} groups")
     for group in sorted(analysis.groups, key=lambda g: -g.size * g.params_per_unit)[:_ROWS]:
         table.add_row(
-            group.id, str(group.size), str(len(group.members)), f"{group.params_per_unit:,.0f}", group.exactness
+            group.id,
+            str(group.size),
+            str(len(group.members)),
+            f"{group.params_per_unit:,.0f}",
+            group.exactness,
         )
     console.print(table)
     if len(analysis.groups) > _ROWS:
@@ -205,7 +208,9 @@ def plan(
         )
     save_text(chosen.to_json(), output)
     removed = sum(entry.size - len(entry.keep) for entry in chosen.entries)
-    console.print(f"{output}: {removed} channels of {len(chosen.entries)} groups go (digest {chosen.digest[:12]})")
+    console.print(
+        f"{output}: {removed} channels of {len(chosen.entries)} groups go (digest {chosen.digest[:12]})"
+    )
     _emit(json_, {"plan": json.loads(chosen.to_json()), "digest": chosen.digest})
 
 

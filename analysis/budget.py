@@ -39,9 +39,7 @@ class Chooser:
         for axes, _ in analysis.same_counts():  # a block cannot shrink when a sibling does not
             if any(axis in blocked for axis in axes):
                 blocked.update(axes)
-        self._pools = [
-            [group for group in pool if group.axis not in blocked] for pool in analysis.pools()
-        ]
+        self._pools = [[group for group in pool if group.axis not in blocked] for pool in analysis.pools()]
         self._views = list(
             views_in(
                 [axis for types in analysis.walk.axes_of.values() for axis in types or ()]

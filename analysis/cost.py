@@ -53,4 +53,3 @@ def _stored(proto: onnx.ModelProto) -> list[Constant]:
                     if attribute.type == onnx.AttributeProto.TENSOR:
                         found.setdefault(node.output[0], constant_of(attribute.t, node.output[0]))
     return list(found.values())
-

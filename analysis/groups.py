@@ -192,8 +192,8 @@ class Analysis:
                     activations.setdefault(unit, {})[Member(name, k)] = None
         for node in self.walk.nodes:
             for i, name in enumerate(node.inputs):
-                types = self.walk.uses.get((node.index, i)) or self.walk.axes_of.get(name) or ()
-                for axis in types:
+                read = self.walk.uses.get((node.index, i)) or self.walk.axes_of.get(name)
+                for axis in read or ():
                     for unit in atoms(axis):
                         nodes.setdefault(unit, {})[node.name] = None
         normalised = self._normalised()

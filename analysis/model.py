@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +71,10 @@ def _read_external(proto: onnx.ModelProto, folder: Path) -> None:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         target = (root / location).resolve()
-        if not location or os.path.isabs(location) or not target.is_relative_to(root):
+        if not location or Path(location).is_absolute() or not target.is_relative_to(root):
             raise ModelError(
-                f"tensor '{tensor.name}' keeps its data in '{location}', outside the model's folder: move it there"
+                f"tensor '{tensor.name}' keeps its data in '{location}', outside the model's folder:"
+                " move it there"
             )
         try:
             offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))

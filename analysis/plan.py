@@ -71,7 +71,7 @@ class Plan:
         except ValueError as error:
             raise PlanError(f"the plan is not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(f"the plan has no \"format\": \"{FORMAT}\"; make one with 'onnx-prune plan'")
+            raise PlanError(f'the plan has no "format": "{FORMAT}"; make one with \'onnx-prune plan\'')
         if data.get("version") != VERSION:
             raise PlanError(f"the plan has version {data.get('version')}; this program reads {VERSION}")
         try:
@@ -138,7 +138,9 @@ def make_plan(
 def _check(
     ratio: float | None, macs: float | None, params: float | None, multiple: int, recover: str
 ) -> None:
-    given = [name for name, value in (("ratio", ratio), ("macs", macs), ("params", params)) if value is not None]
+    given = [
+        name for name, value in (("ratio", ratio), ("macs", macs), ("params", params)) if value is not None
+    ]
     if len(given) != 1:
         raise UsageError("give exactly one of ratio, macs and params" + (f", not {given}" if given else ""))
     if ratio is not None and not 0 <= ratio < 1:

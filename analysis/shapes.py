@@ -22,9 +22,7 @@ def _slice(a: dict[str, Any], x: Array, *bounds: Array | None) -> Array:
     return x[slices(a, x.shape, bounds)]
 
 
-def slices(
-    attrs: dict[str, Any], shape: Sequence[int], bounds: Sequence[Array | None]
-) -> tuple[slice, ...]:
+def slices(attrs: dict[str, Any], shape: Sequence[int], bounds: Sequence[Array | None]) -> tuple[slice, ...]:
     """The Python slices of a Slice node: bounds from its inputs, or from attributes before opset 10."""
     if bounds:
         starts, ends, axes, steps = [*bounds, None, None, None, None][:4]
@@ -109,7 +107,7 @@ EVALUATE: dict[str, Evaluator] = {
     "Expand": _expand,
     "ConstantOfShape": _constant_of_shape,
     "Range": lambda a, x, y, z: np.arange(x, y, z, dtype=x.dtype),
-    "Where": lambda a, c, x, y: np.where(c, x, y),
+    "Where": lambda a, c, x, y: np.asarray(np.where(c, x, y)),
     "Trilu": _trilu,
     "Clip": _clip,
     "ReduceProd": _reduce_prod,

@@ -23,7 +23,6 @@ class Unsupported(Exception):
     """Raised by a rule for a form of the operator that it does not cover; its axes are pinned."""
 
 
-
 # Stand-ins for sizes that are known only at run time: distinct, and divisible by common strides.
 _WITNESSES = [64 * p for p in (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)]
 

@@ -1,29 +1,56 @@
-"""What a backend is: a model goes in, something that runs comes out."""
+"""What every backend offers: a model goes in, something that runs comes out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from ..analysis.errors import BackendError
 
 Arrays = dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: as in the model.
+        dtype: NumPy's name of the element type, such as ``float32``.
+        shape: sizes; a string names a size known only at run time, None is an anonymous one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
 class Artifact(Protocol):
-    """A model ready to run."""
+    """A compiled or loaded model."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Outputs by name, for inputs by name."""
+        """Outputs by name, for inputs by name.
+
+        Raises:
+            BackendError: an input is missing, unknown, or of another type or shape; or the runtime fails.
+        """
         ...
 
 
 class Backend(Protocol):
-    """Attributes:
-    name: how tables call the runtime.
-    threads: threads it runs with.
-    """
+    """Makes artifacts from models."""
 
     @property
     def name(self) -> str: ...
@@ -35,6 +62,49 @@ class Backend(Protocol):
         """Make ``model`` ready to run.
 
         Raises:
-            BackendError: the runtime is missing or refuses the model.
+            BackendError: the runtime is missing, or cannot take the model.
         """
         ...
+
+
+def signature(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs (without those that have an initializer) and outputs of a model."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_spec(info) for info in model.graph.input if info.name not in weights)
+    return inputs, tuple(_spec(info) for info in model.graph.output)
+
+
+def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
+    kind = info.type.tensor_type
+    if kind.elem_type == TensorProto.UNDEFINED:
+        raise BackendError(f"'{info.name}' is not a tensor; only tensors can enter and leave a compiled model")
+    dtype = "str" if kind.elem_type == TensorProto.STRING else helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in kind.shape.dim
+    )
+    return TensorSpec(info.name, dtype, shape)
+
+
+def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse inputs that do not fit ``specs``.
+
+    Raises:
+        BackendError: an input is missing, unknown, or of another type or shape.
+    """
+    known = {spec.name for spec in specs}
+    unknown = sorted(set(inputs) - known)
+    if unknown:
+        raise BackendError(f"there is no input '{unknown[0]}'; the model takes {', '.join(sorted(known))}")
+    for spec in specs:
+        if spec.name not in inputs:
+            raise BackendError(f"the input '{spec.name}' is missing")
+        got = inputs[spec.name]
+        fits = len(got.shape) == len(spec.shape) and all(
+            not isinstance(want, int) or want == size
+            for want, size in zip(spec.shape, got.shape, strict=True)
+        )
+        if not fits or (spec.dtype != "str" and got.dtype.name != spec.dtype):
+            raise BackendError(
+                f"the input '{spec.name}' is {got.dtype.name}{list(got.shape)}, but the model takes"
+                f" {spec.dtype}{list(spec.shape)}"
+            )

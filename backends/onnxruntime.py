@@ -1,45 +1,97 @@
-"""The reference runner: ONNX Runtime on the CPU, with all its optimisations."""
+"""ONNX Runtime on the CPU: the reference that compiled models are checked and timed against."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from ..analysis.errors import BackendError
-from .base import Arrays
+from ..analysis.errors import BackendError, UsageError
+from .base import Arrays, TensorSpec, check_inputs, signature
+
+# Protobuf cannot serialise more in one piece.
+PROTO_LIMIT = (1 << 31) - 1
+_ERROR = 3  # log severity; 4 is fatal
 
 
-@dataclass(frozen=True)
+def session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A CPU session for ``model``.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the model.
+    """
+    providers = ["CPUExecutionProvider"]
+    try:
+        if model.ByteSize() < PROTO_LIMIT:
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)  # saving with external data empties the tensors of what it saves
+            onnx.save(copy, path, save_as_external_data=True)
+            return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # the runtime raises its own classes, one for each failure
+        raise BackendError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its traceback or the lines of native code after it."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options for ``threads`` threads inside operators, one operator at a time, errors only in the log."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERROR
+    return options
+
+
 class OnnxRuntimeArtifact:
-    session: Any
+    """A session, ready to run."""
+
+    def __init__(self, model: onnx.ModelProto, threads: int) -> None:
+        self.inputs: tuple[TensorSpec, ...]
+        self.outputs: tuple[TensorSpec, ...]
+        self.inputs, self.outputs = signature(model)
+        self._session = session(model, session_options(threads))
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+        """Outputs by name. Raises BackendError: see `Artifact.run`."""
+        check_inputs(self.inputs, inputs)
+        names = [spec.name for spec in self.outputs]
+        try:
+            values = self._session.run(names, {name: np.asarray(x) for name, x in inputs.items()})
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime fails on these inputs: {first_line(error)}") from error
+        return dict(zip(names, values, strict=True))
 
 
-@dataclass(frozen=True)
 class OnnxRuntimeBackend:
-    """ONNX Runtime with ``threads`` threads inside operators, operators one after another."""
+    """ONNX Runtime with its default optimisations.
 
-    threads: int = 1
-    name: ClassVar[str] = "onnxruntime"
+    Args:
+        threads: threads inside an operator.
+
+    Raises:
+        UsageError: ``threads`` is not positive.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise UsageError(f"{threads} threads make no sense; ask for at least 1")
+        self.threads = threads
 
     def compile(self, model: onnx.ModelProto) -> OnnxRuntimeArtifact:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the runtime raises its own classes, one for each failure
-            first = str(error).strip().splitlines()[0][:300]
-            raise BackendError(f"ONNX Runtime refuses the model: {first}") from None
-        return OnnxRuntimeArtifact(session)
+        """A session for ``model``. Raises BackendError: ONNX Runtime refuses it."""
+        return OnnxRuntimeArtifact(model, self.threads)

@@ -157,7 +157,11 @@ def write_data(path: Path) -> None:
     labels = data.target.astype(np.uint8)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.3, stratify=labels, random_state=SEED)
     np.savez_compressed(
-        path, images=images, labels=labels, train=np.sort(train).astype(np.int16), test=np.sort(test).astype(np.int16)
+        path,
+        images=images,
+        labels=labels,
+        train=np.sort(train).astype(np.int16),
+        test=np.sort(test).astype(np.int16),
     )
 
 
@@ -176,7 +180,10 @@ def train(name: str) -> None:
     data = np.load(HERE / "digits.npz")
     x = torch.from_numpy(data["images"].astype(np.float32) / 16)[:, None]
     y = torch.from_numpy(data["labels"].astype(np.int64))
-    fit, test = torch.from_numpy(data["train"].astype(np.int64)), torch.from_numpy(data["test"].astype(np.int64))
+    fit, test = (
+        torch.from_numpy(data["train"].astype(np.int64)),
+        torch.from_numpy(data["test"].astype(np.int64)),
+    )
     net = build()
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.02)
     steps = epochs * -(-len(fit) // 64)

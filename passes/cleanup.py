@@ -91,7 +91,7 @@ def _fold_batch_norms(edit: Edit) -> None:
         epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
         factor = scale / np.sqrt(variance + epsilon)
         weight = numpy_helper.to_array(weights[conv.input[1]])
-        bias = 0.0
+        bias = np.zeros(1)
         if len(conv.input) > 2 and conv.input[2]:
             bias = numpy_helper.to_array(weights[conv.input[2]]).astype(np.float64)
         folded = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
@@ -104,4 +104,3 @@ def _fold_batch_norms(edit: Edit) -> None:
         gone.append(i)
     for i in reversed(gone):
         del graph.node[i]
-

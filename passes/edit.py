@@ -64,7 +64,7 @@ class Edit:
         key = self._key(node)
         node.output[o] = self.fresh(hint)
         self._keys[node_key(node)] = key
-        return node.output[o]
+        return str(node.output[o])
 
     def _key(self, node: onnx.NodeProto) -> str:
         return self._keys.get(node_key(node), node_key(node))

@@ -142,7 +142,9 @@ class _Shrinker:
 
     def _rewrite_sizes(self, fact: SizesBaked, proto: onnx.NodeProto) -> tuple[int, ...]:
         count = self.selection.count
-        constant = self.walk.constants.get(fact.node.inputs[fact.input]) if fact.node.has(fact.input) else None
+        constant = (
+            self.walk.constants.get(fact.node.inputs[fact.input]) if fact.node.has(fact.input) else None
+        )
         if not any(self.selection.shrinks(axis) for axis in (*fact.axes, *fact.before)):
             return ()
         if constant is not None:
@@ -194,7 +196,9 @@ class _Shrinker:
             if run is None:  # what stays is not evenly spaced any more: pick it one by one
                 assert new is not None
                 index = self.edit.constant(new, f"{key}.indices")
-                data = self.edit.insert_before(key, "Gather", [proto.input[0], index], f"{key}.picked", axis=k)
+                data = self.edit.insert_before(
+                    key, "Gather", [proto.input[0], index], f"{key}.picked", axis=k
+                )
                 self.edit.set_input(proto, 0, data)
             else:
                 stop = run.stop if run.stop >= 0 else np.iinfo(np.int64).min

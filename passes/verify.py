@@ -102,7 +102,10 @@ def _nudged(proto: onnx.ModelProto, seed: int) -> onnx.ModelProto:
 
 
 def _signature_mismatch(a: onnx.ModelProto, b: onnx.ModelProto) -> str:
-    for what, left, right in (("input", a.graph.input, b.graph.input), ("output", a.graph.output, b.graph.output)):
+    for what, left, right in (
+        ("input", a.graph.input, b.graph.input),
+        ("output", a.graph.output, b.graph.output),
+    ):
         weights = {t.name for t in a.graph.initializer} | {t.name for t in b.graph.initializer}
         before = [(i.name, i.type) for i in left if i.name not in weights]
         after = [(i.name, i.type) for i in right if i.name not in weights]
@@ -157,7 +160,9 @@ class _Masker:
             i, k = weights[0]
             constant = self.walk.constants[node.inputs[i]]
             value = constant.value * self._mask(self.walk.axes(node, i), k, constant.dtype)
-            self.edit.set_input(proto, i, self.edit.constant(value.astype(constant.dtype), f"{constant.name}.masked"))
+            self.edit.set_input(
+                proto, i, self.edit.constant(value.astype(constant.dtype), f"{constant.name}.masked")
+            )
             return
         i, k = fact.places[0]
         data = proto.input[i]

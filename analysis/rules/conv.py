@@ -119,7 +119,11 @@ def resize(walk: Walk, node: Node) -> Outputs:
         else:
             pin(axis, _SPATIAL)
             out.append(fix(size, _SPATIAL))
-    if node.has(1) and node.op == "Resize" and node.attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize":
+    if (
+        node.has(1)
+        and node.op == "Resize"
+        and node.attrs.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    ):
         _pin_all(x, "a crop resizes every axis")
     if node.has(3) and "axes" not in node.attrs:
         walk.baked.append(SizesBaked(node, 3, tuple(out)))

@@ -24,8 +24,8 @@ def broadcast(shapes: Sequence[Axes]) -> Axes:
 
 
 @rule(
-    *"Identity Cast Relu LeakyRelu ThresholdedRelu Sigmoid Tanh Erf Gelu Sqrt Exp Log Neg Abs Reciprocal".split(),
-    *"Softplus Softsign HardSigmoid HardSwish Elu Selu Celu Mish Swish Ceil Floor Round Sign Not".split(),
+    *"Identity Cast Relu LeakyRelu ThresholdedRelu Sigmoid Tanh Erf Gelu Sqrt Exp Log Neg Abs".split(),
+    *"Reciprocal Softplus Softsign HardSigmoid HardSwish Elu Selu Celu Mish Swish Ceil Floor Round Sign Not".split(),
     *"Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh IsNaN IsInf Dropout Shrink BitwiseNot".split(),
 )
 def unary(walk: Walk, node: Node) -> Outputs:

@@ -86,5 +86,3 @@ def _spell_ellipsis(
         return spelled, result.replace("...", dots)
     joined = "".join(terms)
     return spelled, dots + "".join(sorted(c for c in set(joined) if c.isalpha() and joined.count(c) == 1))
-
-

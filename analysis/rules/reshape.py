@@ -24,7 +24,9 @@ def regroup(axes: Axes, sizes: Sequence[int]) -> Axes:
     left = [i for i in left if axes[i].size != 1]
     right = [j for j in right if sizes[j] != 1]
     while left or right:
-        run, targets, volume, wanted = [], [], 1, 1
+        run: Axes = []
+        targets: list[int] = []
+        volume = wanted = 1
         while volume != wanted or not run:
             if (volume <= wanted and left) or not right:
                 if not left:
@@ -48,7 +50,9 @@ def reshape(walk: Walk, node: Node) -> Outputs:
     target = walk.value(node, 1) if node.has(1) else node.attrs.get("shape")
     if target is None:
         raise Unsupported("its target shape is computed at run time")
-    sizes = reshape_target([a.size for a in x], target, bool(node.attrs.get("allowzero", 0)))
+    sizes = reshape_target(
+        [a.size for a in x], [int(size) for size in target], bool(node.attrs.get("allowzero", 0))
+    )
     if math.prod(sizes) != math.prod(a.size for a in x):
         raise Unsupported(f"{[a.size for a in x]} positions do not make {sizes}")
     out = regroup(x, sizes)

@@ -77,9 +77,7 @@ def gather(walk: Walk, node: Node) -> Outputs:
     if index is not None and index.ndim == 1 and len(index):
         positions = np.where(index < 0, index + x[along].size, index)
         picked = view(x[along], positions)
-        walk.baked.append(
-            IndicesBaked(node, 1, x[along], picked, tuple(int(i) for i in positions))
-        )
+        walk.baked.append(IndicesBaked(node, 1, x[along], picked, tuple(int(i) for i in positions)))
         return [[*x[:along], picked, *x[along + 1 :]]]
     if index is None:
         pin(x[along], f"{node.name} looks up positions computed at run time")

@@ -1,0 +1,43 @@
+# make demo: prune and compile a real model.  make test: what CI runs.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: install demo test lint bench zoo clean
+
+install: .venv/.installed
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "onnx-prune needs Python 3.11 or newer; set PYTHON=/path/to/it"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm]'
+	@touch $@
+
+.venv/.tested: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,test]'
+	@touch $@
+
+demo: .venv/.installed
+	$(BIN)/python tools/demo.py
+
+lint: .venv/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -q
+
+# Slow: every graph of the zoo is pruned and certified; the table goes to docs/coverage.md.
+zoo: .venv/.installed
+	$(BIN)/python tools/zoo_table.py
+
+# Slow: times against ONNX Runtime; the table goes to docs/benchmarks.md.
+bench: .venv/.installed
+	$(BIN)/python tools/bench.py
+
+clean:
+	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,259 @@
+"""Convolution on activations packed by channels of eight: (N, C/8, H, W, 8).
+
+Odd channel counts are padded with zero weights, so that padded lanes never reach a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir, te, tirx
+
+from .common import LANES, annotated, block_flops, ceil_div, i64, inline_around
+
+_REGISTERS = 16
+_WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
+
+
+@dataclass(frozen=True)
+class Window:
+    """Kernel, strides, dilations and padding (top, left, bottom, right) of a two-dimensional window."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    padding: tuple[int, int, int, int]
+
+    def out(self, size: tuple[int, int]) -> tuple[int, int]:
+        h, w = (
+            (size[i] + self.padding[i] + self.padding[i + 2] - self.dilations[i] * (self.kernel[i] - 1) - 1)
+            // self.strides[i]
+            + 1
+            for i in (0, 1)
+        )
+        return h, w
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Output positions kept in registers at once: blocks of eight channels × rows × columns."""
+
+    channels: int
+    rows: int
+    columns: int
+
+
+def choose_tile(blocks: int, height: int, width: int) -> Tile:
+    """The tile with the least estimated time: padding waste, loads for each multiply-add, latency."""
+    best, best_cost = Tile(1, 1, 1), float("inf")
+    for t in range(1, min(4, blocks) + 1):
+        for rows in range(1, min(4, height) + 1):
+            for columns in range(1, min(14, width) + 1):
+                sums = t * rows * columns
+                if sums + t + 1 > _REGISTERS or (rows > 1 and columns >= 8):
+                    continue
+                padded = ceil_div(blocks, t) * t / blocks
+                padded *= ceil_div(height, rows) * rows / height * ceil_div(width, columns) * columns / width
+                loads = (t + rows * columns) / sums
+                latency = max(1.0, 8.0 / sums)  # eight independent sums hide the latency of an FMA
+                cost = padded * max(latency, loads) * (1 + 0.25 * loads)
+                if cost < best_cost:
+                    best, best_cost = Tile(t, rows, columns), cost
+    return best
+
+
+def pack_weights(weights: NDArray[Any], tile: Tile, lanes_in: int) -> NDArray[Any]:
+    """(O, I, KH, KW) as (O/8t, I/lanes, KH, KW, lanes, 8t), zero padded."""
+    out, inner, kh, kw = weights.shape
+    width = tile.channels * LANES
+    outer, blocks = ceil_div(out, width), ceil_div(inner, lanes_in)
+    padded = np.zeros((outer * width, blocks * lanes_in, kh, kw), weights.dtype)
+    padded[:out, :inner] = weights
+    shaped = padded.reshape(outer, width, blocks, lanes_in, kh, kw)
+    return np.ascontiguousarray(shaped.transpose(0, 2, 4, 5, 3, 1))
+
+
+def pack_depthwise(weights: NDArray[Any]) -> NDArray[Any]:
+    """(C, 1, KH, KW) as (C/8, KH, KW, 8), zero padded."""
+    channels, _, kh, kw = weights.shape
+    padded = np.zeros((ceil_div(channels, LANES) * LANES, kh, kw), weights.dtype)
+    padded[:channels] = weights[:, 0]
+    return np.ascontiguousarray(padded.reshape(-1, LANES, kh, kw).transpose(0, 2, 3, 1))
+
+
+def _padded(x: Any, window: Window, rows: int, columns: int, size: tuple[int, int], fill: Any) -> Any:
+    """Input as (N, C/lanes, H', W', lanes) large enough for whole tiles, from packed or plain x."""
+    top, left, _, _ = window.padding
+    h, w = size
+    packed = len(x.shape) == 5
+    n, blocks = x.shape[0], x.shape[1] if packed else i64(1)
+    lanes = x.shape[4] if packed else x.shape[1]
+
+    def read(b: Any, c: Any, i: Any, j: Any, v: Any) -> Any:
+        return x[b, c, i, j, v] if packed else x[b, v, i, j]
+
+    if packed and not top and not left and rows <= h and columns <= w:
+        return x
+
+    def at(b: Any, c: Any, i: Any, j: Any, v: Any) -> Any:
+        inside = tirx.all(i >= top, i < h + top, j >= left, j < w + left)
+        return tirx.if_then_else(inside, read(b, c, i - top, j - left, v), fill)
+
+    return te.compute((n, blocks, i64(rows), i64(columns), lanes), at, name="conv_pad")
+
+
+def _reach(window: Window, tiles: tuple[int, int]) -> tuple[int, int]:
+    """Input rows and columns that so many output rows and columns read."""
+    (h, w), k, s, d = tiles, window.kernel, window.strides, window.dilations
+    return (h - 1) * s[0] + d[0] * (k[0] - 1) + 1, (w - 1) * s[1] + d[1] * (k[1] - 1) + 1
+
+
+def conv2d(x: Any, weights: Any, window: Window, size: tuple[int, int], blocks: int, tile: Tile) -> Any:
+    """Convolution of x (N, I/8, H, W, 8), or (N, I, H, W) for few channels, to (N, O/8, OH, OW, 8)."""
+    oh, ow = window.out(size)
+    ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
+    rows, columns = _reach(window, (ohp, owp))
+    data = _padded(x, window, rows, columns, size, tirx.const(0.0, "float32"))
+    outer, inner, kh, kw, lanes, _ = weights.shape
+    rc, ry, rx, rv = (
+        te.reduce_axis((i64(0), e), name) for e, name in ((inner, "rc"), (kh, "ry"), (kw, "rx"), (lanes, "rv"))
+    )
+    (sy, sx), (dy, dx), t = window.strides, window.dilations, tile.channels
+    sums = te.compute(
+        (x.shape[0], outer, i64(ohp), i64(owp), i64(t), i64(LANES)),
+        lambda b, o, i, j, c, v: te.sum(
+            data[b, rc, i * sy + ry * dy, j * sx + rx * dx, rv] * weights[o, rc, ry, rx, rv, c * LANES + v],
+            axis=[rc, ry, rx, rv],
+        ),
+        name="conv_sum",
+        attrs={"conv.tile": f"{t},{tile.rows},{tile.columns}"},
+    )
+    return te.compute(
+        (x.shape[0], i64(blocks), i64(oh), i64(ow), i64(LANES)),
+        lambda b, o, i, j, v: sums[b, tirx.floordiv(o, i64(t)), i, j, tirx.floormod(o, i64(t)), v],
+        name="conv_out",
+    )
+
+
+def depthwise(x: Any, weights: Any, window: Window, size: tuple[int, int], tile: Tile) -> Any:
+    """Depthwise convolution of x (N, C/8, H, W, 8) by weights (C/8, KH, KW, 8)."""
+    oh, ow = window.out(size)
+    ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
+    rows, columns = _reach(window, (ohp, owp))
+    data = _padded(x, window, rows, columns, size, tirx.const(0.0, "float32"))
+    ry = te.reduce_axis((i64(0), weights.shape[1]), "ry")
+    rx = te.reduce_axis((i64(0), weights.shape[2]), "rx")
+    (sy, sx), (dy, dx) = window.strides, window.dilations
+    sums = te.compute(
+        (x.shape[0], x.shape[1], i64(ohp), i64(owp), i64(LANES)),
+        lambda b, c, i, j, v: te.sum(
+            data[b, c, i * sy + ry * dy, j * sx + rx * dx, v] * weights[c, ry, rx, v], axis=[ry, rx]
+        ),
+        name="conv_sum",
+        attrs={"depthwise.tile": f"{tile.rows},{tile.columns}"},
+    )
+    return te.compute(
+        (x.shape[0], x.shape[1], i64(oh), i64(ow), i64(LANES)),
+        lambda b, c, i, j, v: sums[b, c, i, j, v],
+        name="conv_out",
+    )
+
+
+class Conv:
+    """Schedule of `conv2d` with whatever elementwise operators were fused after it."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
+        if not isinstance(func, tirx.PrimFunc):
+            return None
+        schedule = s_tir.Schedule(func)
+        found = annotated(schedule, "conv.tile")
+        if found is None:
+            return None
+        sums, (t, rows, columns) = found[0], (int(v) for v in str(found[1]).split(","))
+        out = inline_around(schedule, lambda name: name in ("conv_pad", "conv_sum"))
+        loops = schedule.get_loops(out)
+        if len(loops) != 5:
+            return None
+        b, o, i, j, v = loops
+        oo, oi = schedule.split(o, [None, t])
+        io, ii = schedule.split(i, [None, rows])
+        jo, ji = schedule.split(j, [None, columns])
+        schedule.reorder(b, oo, io, jo, ii, ji, oi, v)
+        schedule.vectorize(v)
+        for loop in (ii, ji, oi):
+            schedule.unroll(loop)
+        if self.threads > 1 and block_flops(schedule, sums) > _WORTH_THREADS:
+            schedule.parallel(schedule.fuse(b, oo, io))
+        _vector_pad(schedule)
+        schedule.set_scope(sums, 0, "local")
+        schedule.compute_at(sums, jo, preserve_unit_loops=True)
+        y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(sums)[-8:]
+        schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
+        for loop in (rv, y, x, c):
+            schedule.unroll(loop)
+        schedule.vectorize(lane)
+        _unroll_init(schedule, schedule.decompose_reduction(sums, rc), 3)
+        return schedule
+
+
+class Depthwise:
+    """Schedule of `depthwise` with whatever elementwise operators were fused after it."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
+        if not isinstance(func, tirx.PrimFunc):
+            return None
+        schedule = s_tir.Schedule(func)
+        found = annotated(schedule, "depthwise.tile")
+        if found is None:
+            return None
+        sums, (rows, columns) = found[0], (int(v) for v in str(found[1]).split(","))
+        out = inline_around(schedule, lambda name: name in ("conv_pad", "conv_sum"))
+        loops = schedule.get_loops(out)
+        if len(loops) != 5:
+            return None
+        b, c, i, j, v = loops
+        io, ii = schedule.split(i, [None, rows])
+        jo, ji = schedule.split(j, [None, columns])
+        schedule.reorder(b, c, io, jo, ii, ji, v)
+        schedule.vectorize(v)
+        schedule.unroll(ii)
+        schedule.unroll(ji)
+        if self.threads > 1 and block_flops(schedule, sums) > _WORTH_THREADS:
+            c = schedule.fuse(b, c)
+            schedule.parallel(c)
+        _vector_pad(schedule, at=c)
+        schedule.set_scope(sums, 0, "local")
+        schedule.compute_at(sums, jo, preserve_unit_loops=True)
+        y, x, lane, ry, rx = schedule.get_loops(sums)[-5:]
+        schedule.reorder(ry, rx, y, x, lane)
+        for loop in (y, x, rx, ry):
+            schedule.unroll(loop)
+        schedule.vectorize(lane)
+        _unroll_init(schedule, schedule.decompose_reduction(sums, ry), 2)
+        return schedule
+
+
+def _vector_pad(schedule: Any, at: Any = None) -> None:
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        if schedule.get(block).name_hint == "conv_pad":
+            if at is not None:
+                schedule.compute_at(block, at, preserve_unit_loops=True)
+            lane = schedule.get_loops(block)[-1]
+            if int(schedule.get(lane).extent) == LANES:
+                schedule.vectorize(lane)
+
+
+def _unroll_init(schedule: Any, init: Any, count: int) -> None:
+    loops = schedule.get_loops(init)
+    for loop in loops[-1 - count : -1]:
+        schedule.unroll(loop)
+    schedule.vectorize(loops[-1])

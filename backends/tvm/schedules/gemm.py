@@ -1,0 +1,156 @@
+"""Matrix products: a constant right-hand side packed beforehand, or a computed one packed inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir, te, tirx
+
+from .common import annotated, block_flops, ceil_div, extent, i64, inline_around, vectorize
+
+# Rows × columns of results kept in registers, with what they cost over the ideal.
+_TILES = [
+    (6, 16, 1.0),
+    (4, 24, 1.0),
+    (5, 16, 1.04),
+    (3, 32, 1.06),
+    (2, 48, 1.1),
+    (4, 16, 1.12),
+    (2, 32, 1.2),
+    (8, 8, 1.3),
+    (1, 96, 1.6),
+    (1, 64, 1.7),
+]
+_WORTH_THREADS = 4e5
+
+
+def choose_tile(rows: int, columns: int) -> tuple[int, int]:
+    """The register tile with the least padded work for a (rows, K) × (K, columns) product."""
+    cost = [
+        (ceil_div(rows, r) * r * ceil_div(columns, c) * c * penalty, r, c) for r, c, penalty in _TILES
+    ]
+    return min(cost)[1:]
+
+
+def pack_weights(weights: NDArray[Any], columns: int) -> NDArray[Any]:
+    """(K, N) as (N/columns, K, columns), zero padded."""
+    k, n = weights.shape
+    panels = ceil_div(n, columns)
+    padded = np.zeros((k, panels * columns), weights.dtype)
+    padded[:, :n] = weights
+    return np.ascontiguousarray(padded.reshape(k, panels, columns).transpose(1, 0, 2))
+
+
+def matmul_packed(x: Any, weights: Any, n: int, tile: tuple[int, int]) -> Any:
+    """x (..., K) with at most one leading axis longer than 1, times packed weights: (..., N)."""
+    mr, nr = tile
+    shape = [int(d) for d in x.shape]
+    lead = shape[:-1]
+    long = next((i for i, d in enumerate(lead) if d != 1), len(lead) - 1)
+    m = lead[long]
+    padded = ceil_div(m, mr) * mr
+    k = te.reduce_axis((i64(0), i64(shape[-1])), "k")
+
+    def row(i: Any) -> list[Any]:
+        i = i if padded == m else tirx.min(i, i64(m - 1))
+        return [i if axis == long else i64(0) for axis in range(len(lead))]
+
+    sums = te.compute(
+        (i64(padded), weights.shape[0], i64(nr)),
+        lambda i, panel, j: te.sum(x(*row(i), k) * weights[panel, k, j], axis=[k]),
+        name="gemm_sum",
+        attrs={"gemm.tile": f"{mr},{nr},{long}"},
+    )
+    return te.compute(
+        [i64(d) for d in (*lead, n)],
+        lambda *at: sums[at[long], tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))],
+        name="gemm_out",
+    )
+
+
+def matmul_batched(x: Any, y: Any, tile: tuple[int, int]) -> Any:
+    """x (B..., M, K) times y (B..., K, N), panels of y packed inside the kernel."""
+    mr, nr = tile
+    batch = list(x.shape[:-2])
+    depth = len(batch)
+    m, k_size, n = int(x.shape[-2]), int(x.shape[-1]), int(y.shape[-1])
+    panels, padded = ceil_div(n, nr), ceil_div(m, mr) * mr
+    k = te.reduce_axis((i64(0), i64(k_size)), "k")
+
+    def pack(*at: Any) -> Any:
+        lead, (panel, row, lane) = at[:depth], at[depth:]
+        column = panel * i64(nr) + lane
+        if n % nr == 0:
+            return y(*lead, row, column)
+        return tirx.if_then_else(column < i64(n), y(*lead, row, column), tirx.const(0.0, "float32"))
+
+    packed = te.compute([*batch, i64(panels), i64(k_size), i64(nr)], pack, name="gemm_pack")
+
+    def product(*at: Any) -> Any:
+        lead, (i, panel, lane) = at[:depth], at[depth:]
+        i = i if padded == m else tirx.min(i, i64(m - 1))
+        return te.sum(x(*lead, i, k) * packed(*lead, panel, k, lane), axis=[k])
+
+    sums = te.compute(
+        [*batch, i64(padded), i64(panels), i64(nr)],
+        product,
+        name="gemm_sum",
+        attrs={"gemm.batched": f"{mr},{nr}"},
+    )
+    return te.compute(
+        [*batch, i64(m), i64(n)],
+        lambda *at: sums(*at[:-1], tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))),
+        name="gemm_out",
+    )
+
+
+class Gemm:
+    """Schedule of both products with whatever elementwise operators were fused after them."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
+        if not isinstance(func, tirx.PrimFunc):
+            return None
+        schedule = s_tir.Schedule(func)
+        constant, batched = annotated(schedule, "gemm.tile"), annotated(schedule, "gemm.batched")
+        found = constant or batched
+        if found is None:
+            return None
+        sums, tile = found[0], [int(v) for v in str(found[1]).split(",")]
+        mr, nr = tile[:2]
+        out = inline_around(schedule, lambda name: name in ("gemm_pack", "gemm_sum"))
+        loops = schedule.get_loops(out)
+        if len(loops) < 2:
+            return None
+        row = loops[tile[2]] if constant else loops[-2]
+        rest = [loop for loop in loops[:-1] if loop is not row and not loop.same_as(row)]
+        panel, lane = schedule.split(loops[-1], [None, nr])
+        outer_row, inner_row = schedule.split(row, [None, mr])
+        if constant:
+            schedule.reorder(panel, *rest, outer_row, inner_row, lane)
+            outer = panel
+        else:
+            schedule.reorder(*rest, panel, outer_row, inner_row, lane)
+            outer = schedule.fuse(*rest) if len(rest) > 1 else rest[0]
+        schedule.set_scope(sums, 0, "local")
+        schedule.compute_at(sums, outer_row, preserve_unit_loops=True)
+        if batched:
+            schedule.compute_at(schedule.get_sblock("gemm_pack"), outer, preserve_unit_loops=True)
+        i, p, j, k = schedule.get_loops(sums)[-4:]
+        schedule.reorder(k, i, p, j)
+        schedule.unroll(i)
+        vectorize(schedule, j)
+        # After decompose_reduction the block is no longer one that a loop around it may run in parallel.
+        if self.threads > 1 and block_flops(schedule, sums) > _WORTH_THREADS and extent(schedule, outer) > 1:
+            schedule.parallel(outer)
+        init = schedule.get_loops(schedule.decompose_reduction(sums, k))
+        schedule.unroll(init[-3])
+        vectorize(schedule, init[-1])
+        schedule.unroll(inner_row)
+        vectorize(schedule, lane)
+        schedule.annotate(panel, "pragma_loop_partition_hint", 1)
+        return schedule

@@ -1,0 +1,81 @@
+"""Elementary functions as polynomials: libm calls stay scalar in LLVM loops and cost ten times as much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+
+
+def f32(value: float) -> Any:
+    return tirx.const(float(value), "float32")
+
+
+def _horner(x: Any, coefficients: Sequence[float]) -> Any:
+    out = f32(coefficients[0])
+    for c in coefficients[1:]:
+        out = out * x + f32(c)
+    return out
+
+
+def exp(x: Any) -> Any:
+    """Relative error below 2e-7. Range reduction by powers of two as in Cephes' expf, degree 5."""
+    x = tirx.max(tirx.min(x, f32(88.0)), f32(-87.33))
+    n = tirx.floor(x * f32(math.log2(math.e)) + f32(0.5))
+    r = x - n * f32(0.693359375) + n * f32(2.12194440e-4)  # log 2 in two parts
+    p = _horner(
+        r, [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5]
+    )
+    power = tirx.reinterpret("float32", (n.astype("int32") + tirx.const(127, "int32")) << tirx.const(23, "int32"))
+    return (p * r * r + r + f32(1.0)) * power
+
+
+def erf(x: Any) -> Any:
+    """Absolute error below 4e-7. Rational approximation on [-3.83, 3.83] as in Eigen."""
+    x = tirx.max(tirx.min(x, f32(3.832506856900711)), f32(-3.832506856900711))
+    z = x * x
+    above = [0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861]
+    above += [0.18520832239976145, 1.128379143519084]
+    below = [-1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885]
+    below += [0.014070470171167667, 0.11098505178285362, 0.49746925110067538, 1.0]
+    return x * _horner(z, above) / _horner(z, below)
+
+
+def tanh(x: Any) -> Any:
+    """Absolute error below 4e-7. Rational approximation on [-7.9, 7.9] as in Eigen."""
+    x = tirx.max(tirx.min(x, f32(7.90531110763549805)), f32(-7.90531110763549805))
+    z = x * x
+    above = [-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08]
+    above += [1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03]
+    below = [1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03]
+    return x * _horner(z, above) / _horner(z, below)
+
+
+def sigmoid(x: Any) -> Any:
+    return f32(1) / (f32(1) + exp(f32(0) - x))
+
+
+def silu(x: Any) -> Any:
+    return x * sigmoid(x)
+
+
+def gelu(x: Any) -> Any:
+    return x * f32(0.5) * (f32(1) + erf(x * f32(math.sqrt(0.5))))
+
+
+def gelu_tanh(x: Any) -> Any:
+    return x * sigmoid(f32(2 * math.sqrt(2 / math.pi)) * (x + f32(0.044715) * x * x * x))
+
+
+# Relax operator -> what computes it.
+ELEMENTWISE = {
+    "relax.exp": exp,
+    "relax.erf": erf,
+    "relax.tanh": tanh,
+    "relax.sigmoid": sigmoid,
+    "relax.nn.silu": silu,
+    "relax.nn.gelu": gelu,
+    "relax.nn.gelu_tanh": gelu_tanh,
+}
