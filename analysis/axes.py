@@ -323,6 +323,10 @@ def unify(a: Axis, b: Axis) -> None:
         pin(b, a.why)
     elif b.kind == "fix":
         pin(a, b.why)
+    elif a.kind == "ragged" or b.kind == "ragged":
+        ragged_one, other = (a, b) if a.kind == "ragged" else (b, a)
+        for block in ragged_one.parts:
+            unify(block, other)
     elif a.kind == "atom" or b.kind == "atom":
         if a.kind != "atom":
             a, b = b, a
@@ -332,10 +336,6 @@ def unify(a: Axis, b: Axis) -> None:
             tie(a, b)
             return
         a.link = b
-    elif a.kind == "ragged" or b.kind == "ragged":
-        ragged_one, other = (a, b) if a.kind == "ragged" else (b, a)
-        for block in ragged_one.parts:
-            unify(block, other)
     elif a.kind == "view" or b.kind == "view":
         if not _same_view(a, b):
             tie(a, b)

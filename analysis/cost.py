@@ -2,54 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
 
-from .graph import Constant, constant_of, walk_graphs
+from .graph import Node, constant_of, subgraphs, walk_graphs
 from .groups import Analysis, analyze
-from .model import Model
+from .model import Model, stored_bytes
+from .plan import Plan, select
+
+# Operators that multiply and accumulate. One of them whose rule states no work is reported as not counted.
+_PRODUCTS = frozenset(
+    """Attention Conv ConvInteger ConvTranspose DeformConv Einsum GRU Gemm LSTM LinearAttention MatMul
+    MatMulInteger QLinearConv QLinearMatMul RNN""".split()
+)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Attributes:
-    params: elements of floating-point constants, a shared tensor counted once.
-    macs: multiply-accumulates of convolutions, matrix products and einsums in one run; axes known only
-        at run time count as one position.
-    bytes: bytes of all constants.
+    """What a model costs.
+
+    Attributes:
+        params: elements of the floating-point constants that something reads, a shared tensor counted once.
+            Integer constants (shapes, indices, quantised weights) are none.
+        macs: multiply-accumulates of convolutions, matrix products and einsums in one run; axes known only
+            at run time count as one position. Both branches of an If count.
+        bytes: bytes of all constants that something reads, as ONNX stores them.
+        uncounted: nodes that multiply but are missing from ``macs``, because their operator states no work
+            or runs a body an unknown number of times.
     """
 
     params: int
     macs: int
     bytes: int
+    uncounted: tuple[str, ...] = ()
 
 
 def measure(model: Model, analysis: Analysis | None = None) -> Cost:
-    """The cost of a model; give its analysis where there is one already."""
+    """The cost of a model; give its analysis where there is one already.
+
+    Shapes come from the walk of the analysis: no weight is read.
+
+    Example:
+        ``measure(load("model.onnx")).macs``
+    """
     walk = (analysis or analyze(model)).walk
-    constants = list(_stored(model.proto))
     macs = 0
+    counted = set()
     for work in walk.work:
+        counted.add(work.node.index)
         count = work.scale
         for axis in work.axes:
             count *= 1 if axis.size in walk.witnesses else axis.size
         macs += count
-    return Cost(
-        params=sum(c.elements for c in constants if c.is_float),
-        macs=macs,
-        bytes=sum(c.elements * c.dtype.itemsize for c in constants),
-    )
+    params = size = 0
+    for tensor in _constants(model.proto):
+        constant = constant_of(tensor)
+        params += constant.elements if constant.is_float else 0
+        size += 0 if constant.dtype.hasobject else stored_bytes(tensor)
+    missing = tuple(n.name for n in walk.nodes if n.index not in counted and _multiplies(n))
+    return Cost(params, macs, size, missing)
 
 
-def _stored(proto: onnx.ModelProto) -> list[Constant]:
-    found: dict[str, Constant] = {}
+def predict(analysis: Analysis, plan: Plan) -> tuple[int, int]:
+    """Parameters and multiply-accumulates that ``plan`` leaves, at most: cleanup may fold some away.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    selection = select(analysis, plan)
+    return analysis.params(selection), analysis.macs(selection)
+
+
+def _multiplies(node: Node) -> bool:
+    if node.op == "Einsum" and len(node.inputs) == 1:  # only sums or moves
+        return False
+    custom = node.proto.domain not in ("", "ai.onnx")
+    # Bodies of Loop and Scan run as often as their inputs say.
+    return custom or node.op in _PRODUCTS or (node.op in ("Loop", "Scan") and any(subgraphs(node.proto)))
+
+
+def _constants(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Initializers and Constant nodes that a node or an output reads."""
+    read = {name for graph in walk_graphs(proto.graph) for node in graph.node for name in node.input}
+    read.update(output.name for graph in walk_graphs(proto.graph) for output in graph.output)
     for graph in walk_graphs(proto.graph):
-        for tensor in graph.initializer:
-            found.setdefault(tensor.name, constant_of(tensor))
+        yield from (tensor for tensor in graph.initializer if tensor.name in read)
         for node in graph.node:
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.type == onnx.AttributeProto.TENSOR:
-                        found.setdefault(node.output[0], constant_of(attribute.t, node.output[0]))
-    return list(found.values())
+            if node.op_type == "Constant" and node.output[0] in read:
+                yield from (a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)

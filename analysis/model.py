@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
@@ -28,15 +29,22 @@ def load(path: str | Path) -> Model:
 
     External data is read only from inside the model's folder.
 
+    Example:
+        ``load("model.onnx").proto.graph.input[0].name``
+
     Raises:
         ModelError: the file is missing, empty, cut short, no ONNX model, or inconsistent; the message
             names the tensor or node.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ModelError(f"cannot read '{path}': it is no file")  # reading a pipe would wait for ever
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read '{path}': {error.strerror}") from None
+    except ValueError:
+        raise ModelError(f"cannot read {str(path)!r}: no file can have that name") from None
     if not data:
         raise ModelError(f"'{path}' is empty")
     proto = onnx.ModelProto()
@@ -45,7 +53,7 @@ def load(path: str | Path) -> Model:
     except DecodeError:
         raise ModelError(f"'{path}' is not an ONNX model, or it was cut short") from None
     if not proto.HasField("graph") or not proto.opset_import:
-        raise ModelError(f"'{path}' is not an ONNX model: it has no graph or no opset")
+        raise ModelError(f"'{path}' is not an ONNX model, or it was cut short: it has no graph or no opset")
     _read_external(proto, path.parent)
     check(proto)
     return Model(proto, path)
@@ -56,46 +64,113 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.TENSOR:
-                    yield attribute.t
+        yield from _attribute_tensors(graph.node)
+    for function in proto.functions:
+        yield from _attribute_tensors(function.node)
+
+
+def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            else:
+                yield from attribute.tensors
+
+
+# ---------------------------------------------------------------------- external data
 
 
 def _read_external(proto: onnx.ModelProto, folder: Path) -> None:
-    """Bring external tensor data into the proto."""
+    """Bring external tensor data into the proto, tensor by tensor."""
     root = folder.resolve()
     for tensor in _tensors(proto):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        target = (root / location).resolve()
-        if not location or Path(location).is_absolute() or not target.is_relative_to(root):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.raw_data = _external_bytes(tensor, root)
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+
+
+def _external_bytes(tensor: TensorProto, root: Path) -> bytes:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    target = _inside(root, location, tensor.name)
+    expected = stored_bytes(tensor)
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", expected))
+    except ValueError:
+        raise ModelError(f"tensor {tensor.name!r} has an offset or length that is no number") from None
+    if length != expected or offset < 0:
+        raise ModelError(
+            f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} bytes of data, but its"
+            f" external data is {length} bytes from {offset} on: export the model again"
+        )
+    try:
+        size = target.stat().st_size
+        if offset + length > size:
             raise ModelError(
-                f"tensor '{tensor.name}' keeps its data in '{location}', outside the model's folder:"
-                " move it there"
+                f"tensor {tensor.name!r} wants bytes {offset} to {offset + length} of {location!r},"
+                f" which has {size}: the file was cut short"
             )
-        try:
-            offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
-            size = target.stat().st_size
-            wanted = size - offset if length < 0 else length
-            if offset < 0 or wanted < 0 or offset + wanted > size:
-                raise ModelError(
-                    f"tensor '{tensor.name}' wants bytes {offset} to {offset + wanted} of '{location}',"
-                    f" which has {size}: the file was cut short"
-                )
-            with target.open("rb") as file:
-                file.seek(offset)
-                tensor.raw_data = file.read(wanted)
-        except ValueError:
-            raise ModelError(f"tensor '{tensor.name}' has an offset or length that is no number") from None
-        except OSError as error:
-            raise ModelError(
-                f"cannot read '{location}', the data of tensor '{tensor.name}': {error.strerror}"
-            ) from None
-        tensor.data_location = TensorProto.DEFAULT
-        del tensor.external_data[:]
+        with target.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    except OSError as error:
+        raise ModelError(
+            f"cannot read {location!r}, the external data of tensor {tensor.name!r}: {error.strerror}"
+        ) from None
+
+
+def _inside(root: Path, location: str, tensor: str) -> Path:
+    """The file at ``location`` with links followed, which must not lead out of the model's folder."""
+    what = f"tensor {tensor!r} keeps its data in {location!r}"
+    if not location:
+        raise ModelError(f"tensor {tensor!r} has external data, but no file is named for it")
+    if Path(location).is_absolute():
+        raise ModelError(f"{what}, outside the model's folder: move it there and name it relatively")
+    try:
+        target = (root / location).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a name that no file can have
+        raise ModelError(f"{what}, which is no usable file name") from None
+    if not target.is_relative_to(root):
+        raise ModelError(f"{what}, outside the model's folder: move it there")
+    if target.exists() and not target.is_file():
+        raise ModelError(f"{what}, which is no file")
+    return target
+
+
+# ---------------------------------------------------------------------- checks
+
+_BITS = {
+    getattr(TensorProto, name): bits
+    for bits, names in ((4, ("INT4", "UINT4", "FLOAT4E2M1")), (2, ("INT2", "UINT2")))
+    for name in names
+    if hasattr(TensorProto, name)
+}
+
+
+def stored_bytes(tensor: TensorProto) -> int:
+    """Bytes of the tensor's elements in ONNX's raw form; types below 8 bits are packed.
+
+    Raises:
+        ModelError: the data type is unknown, or has no raw form (strings).
+    """
+    count = _count(tensor)
+    if tensor.data_type in _BITS:
+        return -(-count * _BITS[tensor.data_type] // 8)
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError:
+        raise ModelError(f"tensor {tensor.name!r} has the unknown data type {tensor.data_type}") from None
+    if dtype.hasobject:
+        raise ModelError(f"tensor {tensor.name!r} holds strings as raw bytes, which ONNX does not allow")
+    return count * dtype.itemsize
+
+
+def _count(tensor: TensorProto) -> int:
+    if any(size < 0 for size in tensor.dims):
+        raise ModelError(f"tensor {tensor.name!r} has a negative size: {list(tensor.dims)}")
+    return math.prod(tensor.dims)  # Python integers: the product may pass any machine word
 
 
 def check(proto: onnx.ModelProto) -> None:
@@ -111,52 +186,52 @@ def check(proto: onnx.ModelProto) -> None:
 
 
 def _check_tensor(tensor: TensorProto) -> None:
-    if any(size < 0 for size in tensor.dims):
-        raise ModelError(f"tensor '{tensor.name}' has a negative size: {list(tensor.dims)}")
-    if not tensor.HasField("raw_data"):
-        return
-    try:
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    except KeyError:
-        raise ModelError(f"tensor '{tensor.name}' has the unknown data type {tensor.data_type}") from None
-    count = 1
-    for size in tensor.dims:  # Python integers: the product may pass any machine word
-        count *= size
-    packed = tensor.data_type in _HALF_BYTE
-    expected = -(-count // 2) if packed else count * np.dtype(dtype).itemsize
-    if len(tensor.raw_data) != expected:
+    if tensor.HasField("raw_data"):
+        expected, found, unit = stored_bytes(tensor), len(tensor.raw_data), "bytes of data"
+    elif tensor.data_type in _BITS:
+        return  # unpacked or packed by version of ONNX; read by onnx.numpy_helper
+    else:
+        try:
+            field = helper.tensor_dtype_to_field(tensor.data_type)
+        except KeyError:
+            raise ModelError(f"tensor {tensor.name!r} has the unknown data type {tensor.data_type}") from None
+        complex_ = tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+        expected, found, unit = _count(tensor) * (1 + complex_), len(getattr(tensor, field)), "elements"
+    if found != expected:
         raise ModelError(
-            f"tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes of data"
-            f" and has {len(tensor.raw_data)}"
+            f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} {unit} and has {found}:"
+            " export the model again"
         )
 
 
-_HALF_BYTE = {
-    getattr(TensorProto, name) for name in ("INT4", "UINT4", "FLOAT4E2M1") if hasattr(TensorProto, name)
-}
-
-
-def _check_graph(graph: onnx.GraphProto, outer: set[str]) -> None:
-    known = set(outer)
-    known.update(info.name for info in graph.input)
+def _check_graph(graph: onnx.GraphProto, known: set[str]) -> None:
+    """``known`` holds the names of the graphs around this one; it is as before on return."""
     stored = [t.name for t in graph.initializer] + [s.values.name for s in graph.sparse_initializer]
-    if len(set(stored)) < len(stored):
-        twice = next(name for name in stored if stored.count(name) > 1)
-        raise ModelError(f"the initializer '{twice}' is defined twice")
-    known.update(stored)
+    for what, names in (("initializer", stored), ("input", [info.name for info in graph.input])):
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            raise ModelError(f"the {what} {twice!r} is defined twice")
+    own = {*stored, *(info.name for info in graph.input)} - known
+    known |= own
     for node in graph.node:
         for name in node.input:
             if name and name not in known:
-                raise ModelError(
-                    f"node '{node.name or node.op_type}' reads '{name}', which nothing before it makes"
-                )
+                late = any(name in other.output for other in graph.node)
+                why = "only a node after it makes: a cycle, or not sorted" if late else "nothing makes"
+                raise ModelError(f"{_title(node)} reads {name!r}, which {why}")
         for inner in subgraphs(node):
             _check_graph(inner, known)
-        for name in node.output:
-            if name and name in known:
-                raise ModelError(f"'{name}', made by node '{node.name or node.op_type}', is defined twice")
-            if name:
-                known.add(name)
+        for name in filter(None, node.output):
+            if name in known:
+                raise ModelError(f"{name!r}, made by {_title(node)}, is defined twice")
+            known.add(name)
+            own.add(name)
     for output in graph.output:
         if output.name not in known:
-            raise ModelError(f"the output '{output.name}' is made by no node")
+            raise ModelError(f"nothing makes the output {output.name!r}")
+    known -= own
+
+
+def _title(node: onnx.NodeProto) -> str:
+    operator = node.op_type.encode("unicode_escape").decode()  # one line, whatever a damaged file says
+    return f"{operator} {node.name or next(iter(node.output), '')!r}"

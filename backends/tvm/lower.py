@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import relax, te, tirx
 from tvm.ir import Constant
 
@@ -43,7 +44,7 @@ def lower(module: Any) -> Any:
     blocks = getattr(function.body, "blocks", [])
     if len(blocks) != 1 or not isinstance(function.body.body, relax.Var):
         return module  # control flow: left to TVM's own lowering
-    return _Lowering(function).run()
+    return _Lowering(module).run()
 
 
 def shape_of(expression: Any) -> tuple[int, ...] | None:
@@ -58,9 +59,11 @@ def shape_of(expression: Any) -> tuple[int, ...] | None:
 
 
 class _Lowering:
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.builder = relax.BlockBuilder()
+    def __init__(self, module: Any) -> None:
+        self.function = module["main"]
+        # The importer brings kernels of its own; the builder must keep clear of their names.
+        kernels = {name: kernel for name, kernel in module.functions.items() if name.name_hint != "main"}
+        self.builder = relax.BlockBuilder(tvm.IRModule(kernels))
         self.plain: dict[Any, Any] = {}
         self.packed: dict[Any, Any] = {}
         self.rules: dict[str, Callable[[Any, Any], bool]] = {

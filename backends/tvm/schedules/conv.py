@@ -230,9 +230,9 @@ class Depthwise:
         if self.threads > 1 and block_flops(schedule, sums) > _WORTH_THREADS:
             c = schedule.fuse(b, c)
             schedule.parallel(c)
-        _vector_pad(schedule, at=c)
         schedule.set_scope(sums, 0, "local")
         schedule.compute_at(sums, jo, preserve_unit_loops=True)
+        _vector_pad(schedule, at=c)
         y, x, lane, ry, rx = schedule.get_loops(sums)[-5:]
         schedule.reorder(ry, rx, y, x, lane)
         for loop in (y, x, rx, ry):

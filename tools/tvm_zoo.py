@@ -1,0 +1,78 @@
+"""Compile every graph of the zoo with TVM, compare with ONNX Runtime, write docs/tvm_zoo.md.
+
+Usage: python tools/tvm_zoo.py [NAME ...]    (a name prints one row; none makes the whole table)
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from onnx_prune import OnnxPruneError
+from onnx_prune.backends.cpu import CpuBackend
+from onnx_prune.backends.measure import interleaved
+from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
+from onnx_prune.models import zoo
+from onnx_prune.passes.execute import random_inputs
+
+TABLE = Path(__file__).parent.parent / "docs" / "tvm_zoo.md"
+HEAD = """# Zoo graphs compiled with TVM
+
+Made by `make tvm-zoo`. Error: largest difference from ONNX Runtime over max|y|. Ratio: time over ONNX
+Runtime's, one thread, batch 1, median of interleaved rounds; below 1 is faster.
+
+| graph | error | compile s | ratio |
+| --- | --- | --- | --- |
+"""
+LIMIT_SECONDS = 300
+
+
+def row(name: str) -> str:
+    proto = zoo.load(name)
+    inputs = random_inputs(proto, dynamic=1)
+    reference = OnnxRuntimeBackend(1).compile(proto)
+    start = time.perf_counter()
+    try:
+        artifact = CpuBackend(1).compile(proto)
+    except OnnxPruneError as error:
+        return f"| {name} | not compiled: {str(error).replace('|', '/')} | | |"
+    seconds = time.perf_counter() - start
+    wanted, got = reference.run(inputs), artifact.run(inputs)
+    error = max(
+        float(np.abs(wanted[k].astype(float) - got[k]).max() / max(np.abs(wanted[k]).max(), 1e-30))
+        for k in wanted
+    )
+    times = interleaved(
+        {"onnxruntime": lambda: reference.run(inputs), "tvm": lambda: artifact.run(inputs)}, 7
+    )
+    ratio = statistics.median(t / o for o, t in zip(times["onnxruntime"], times["tvm"], strict=True))
+    return f"| {name} | {error:.1e} | {seconds:.1f} | {ratio:.2f} |"
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        logging.disable()
+        for name in sys.argv[1:]:
+            print(row(name))
+        return
+    rows = []
+    for name in zoo.names():  # a process each: a crash in compiled code costs one row
+        command = [sys.executable, "-W", "ignore", __file__, name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+            made = done.stdout.strip() or f"| {name} | exit status {done.returncode} | | |"
+        except subprocess.TimeoutExpired:
+            made = f"| {name} | not done in {LIMIT_SECONDS} s | | |"
+        rows.append(made)
+        print(made, flush=True)
+        TABLE.write_text(HEAD + "\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
