@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .analysis.cost import Cost, measure
+from .analysis.cost import Cost, measure, predict
 from .analysis.errors import (
     BackendError,
     CheckError,
@@ -29,9 +29,9 @@ from .analysis.errors import (
     PlanError,
     UsageError,
 )
-from .analysis.groups import Analysis, Group, Pin, analyze
+from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
-from .analysis.plan import Plan, make_plan
+from .analysis.plan import Entry, Plan, make_plan
 from .passes.base import run_passes
 from .passes.cleanup import Cleanup
 from .passes.save import save
@@ -40,13 +40,16 @@ from .passes.verify import Verdict, verify
 
 if TYPE_CHECKING:
     from .backends.cpu import CpuArtifact
+    from .backends.measure import Timing
 
 __all__ = [
     "Analysis",
     "BackendError",
     "CheckError",
     "Cost",
+    "Entry",
     "Group",
+    "Member",
     "Model",
     "ModelError",
     "OnnxPruneError",
@@ -59,11 +62,13 @@ __all__ = [
     "Verdict",
     "analyze",
     "apply",
+    "bench",
     "compile",
     "load",
     "load_plan",
     "measure",
     "plan",
+    "predict",
     "prune",
     "save",
     "verify",
@@ -131,6 +136,9 @@ def plan(
 def apply(model: Model, plan: Plan) -> Model:
     """The model without the channels that ``plan`` removes, cleaned up.
 
+    Example:
+        ``apply(model, plan(model, ratio=0.5))``
+
     Raises:
         PlanError: the plan was made for another model.
     """
@@ -155,6 +163,10 @@ def prune(
     Args:
         check: run the certificate.
         progress: called with the name of each step as it begins.
+        others: as `plan`.
+
+    Example:
+        ``prune(load("model.onnx"), macs=0.5, multiple=8).after.macs``
 
     Raises:
         UsageError, PlanError: as `plan`.
@@ -171,6 +183,7 @@ def prune(
     analysis = timed("analyze", lambda: analyze(model))
     chosen = timed(
         "plan",
+        "predict",
         lambda: plan(
             analysis,
             ratio=ratio,
@@ -190,22 +203,65 @@ def prune(
 def compile(model: Model, target: str = "cpu", threads: int = 1) -> CpuArtifact:
     """Compile a model with Apache TVM; the artifact runs, and saves itself as one .so.
 
+    Args:
+        target: what to compile for; "cpu" is this machine's processor.
+        threads: threads its kernels run on.
+
     Example:
         ``compile(load("smaller.onnx")).save(Path("smaller.so"))``
 
     Raises:
-        UsageError: there is no such target.
+        UsageError: there is no such target, or ``threads`` is not positive.
         BackendError: TVM is not installed, or cannot take the model.
     """
     from .backends.cpu import CpuBackend
 
-    if target != "cpu":
-        raise UsageError(f"there is no target '{target}'; choose cpu")
+    _check_target(target)
     return CpuBackend(threads).compile(model.proto)
 
 
+def bench(
+    models: Sequence[tuple[str, Model]],
+    target: str = "cpu",
+    against: str = "onnxruntime",
+    threads: int = 1,
+) -> list[Timing]:
+    """Time models compiled by TVM and in the runtime ``against``, interleaved on the same random inputs.
+
+    Axes whose size is known only at run time have one position.
+
+    Example:
+        ``bench([("dense", load("model.onnx")), ("pruned", load("smaller.onnx"))])``
+
+    Raises:
+        UsageError: there is no such target or runtime, or ``threads`` is not positive.
+        BackendError: TVM is not installed, or one of the runtimes cannot take a model.
+    """
+    from .backends.cpu import CpuBackend
+    from .backends.measure import compare
+    from .backends.onnxruntime import OnnxRuntimeBackend
+
+    _check_target(target)
+    if against != OnnxRuntimeBackend.name:
+        raise UsageError(f"there is no runtime '{against}' to compare with; choose {OnnxRuntimeBackend.name}")
+    backends = [OnnxRuntimeBackend(threads), CpuBackend(threads)]
+    return compare([(name, model.proto) for name, model in models], backends, against)
+
+
+def _check_target(target: str) -> None:
+    if target != "cpu":
+        raise UsageError(f"there is no target '{target}'; choose cpu")
+
+
 def load_plan(path: str | Path) -> Plan:
-    """Read a plan from a JSON file. Raises PlanError."""
+    """Read a plan from a JSON file, as `Plan.to_json` wrote it.
+
+    Example:
+        ``apply(load("model.onnx"), load_plan("plan.json"))``
+
+    Raises:
+        PlanError: the file cannot be read, or is no plan.
+    """
     try:
         return Plan.from_json(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
 
 from .graph import Node, constant_of, subgraphs, walk_graphs
 from .groups import Analysis, analyze
 from .model import Model, stored_bytes
 from .plan import Plan, select
+from .selection import Selection
 
 # Operators that multiply and accumulate. One of them whose rule states no work is reported as not counted.
 _PRODUCTS = frozenset(
@@ -65,14 +70,35 @@ def measure(model: Model, analysis: Analysis | None = None) -> Cost:
     return Cost(params, macs, size, missing)
 
 
-def predict(analysis: Analysis, plan: Plan) -> tuple[int, int]:
-    """Parameters and multiply-accumulates that ``plan`` leaves, at most: cleanup may fold some away.
+def predict(analysis: Analysis, plan: Plan) -> Cost:
+    """The cost that ``plan`` leaves, at most: cleanup may fold some constants away.
 
     Raises:
         PlanError: the plan was made for another model.
     """
-    selection = select(analysis, plan)
-    return analysis.params(selection), analysis.macs(selection)
+    before = measure(analysis.model, analysis)
+    whole, left = _float_elements(analysis, Selection({})), _float_elements(analysis, select(analysis, plan))
+    gone = {dtype: count - left[dtype] for dtype, count in whole.items()}
+    return Cost(
+        params=before.params - sum(gone.values()),
+        macs=analysis.macs(select(analysis, plan)),
+        bytes=before.bytes - sum(count * dtype.itemsize for dtype, count in gone.items()),
+        uncounted=before.uncounted,
+    )
+
+
+def _float_elements(analysis: Analysis, selection: Selection) -> Counter[np.dtype[Any]]:
+    """Elements of each type; a constant whose uses keep different positions counts once for each."""
+    sizes: dict[tuple[str, tuple[int, ...]], tuple[np.dtype[Any], int]] = {}
+    for key, axes in analysis.walk.uses.items():
+        constant = analysis.constant_of_use(key)
+        if constant.is_float and constant.tensor is not None:
+            shape = tuple(selection.count(axis) for axis in axes)
+            sizes[constant.name, shape] = constant.dtype, math.prod(shape)
+    total: Counter[np.dtype[Any]] = Counter()
+    for dtype, count in sizes.values():
+        total[dtype] += count
+    return total
 
 
 def _multiplies(node: Node) -> bool:

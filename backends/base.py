@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -77,8 +76,14 @@ def signature(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[Ten
 def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
     kind = info.type.tensor_type
     if kind.elem_type == TensorProto.UNDEFINED:
-        raise BackendError(f"'{info.name}' is not a tensor; only tensors can enter and leave a compiled model")
-    dtype = "str" if kind.elem_type == TensorProto.STRING else helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        raise BackendError(
+            f"'{info.name}' is not a tensor; only tensors can enter and leave a compiled model"
+        )
+    dtype = (
+        "str"
+        if kind.elem_type == TensorProto.STRING
+        else helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    )
     shape = tuple(
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in kind.shape.dim
     )

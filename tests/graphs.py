@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-
 from onnx_prune import Model, Plan, Verdict, analyze, plan
 from onnx_prune.passes.cleanup import Cleanup
 from onnx_prune.passes.shrink import shrink

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from onnx_prune.models.digits import FOLDER
 
 RESNET = str(FOLDER / "digits_resnet.onnx")

@@ -9,7 +9,6 @@ import onnx
 import pytest
 from graphs import Graph
 from onnx import TensorProto, helper
-
 from onnx_prune import Model, ModelError, OutputError, load, save
 from onnx_prune.models.digits import FOLDER
 
@@ -107,7 +106,8 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: s
 
 
 @pytest.mark.parametrize(
-    "entries", [{"offset": "-4"}, {"offset": "9999"}, {"length": "99999"}, {"offset": "many"}, {"length": "4"}]
+    "entries",
+    [{"offset": "-4"}, {"offset": "9999"}, {"length": "99999"}, {"offset": "many"}, {"length": "4"}],
 )
 def test_external_data_of_a_wrong_size_is_refused(tmp_path: Path, entries: dict[str, str]) -> None:
     (tmp_path / "w.bin").write_bytes(model().proto.graph.initializer[0].raw_data)
@@ -140,7 +140,12 @@ def test_what_is_not_touched_survives(tmp_path: Path) -> None:
     source.proto.opset_import.append(helper.make_opsetid("local", 1))
     source.proto.functions.append(
         helper.make_function(
-            "local", "F", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [helper.make_opsetid("", 17)]
+            "local",
+            "F",
+            ["a"],
+            ["b"],
+            [helper.make_node("Relu", ["a"], ["b"])],
+            [helper.make_opsetid("", 17)],
         )
     )
     smaller, _, _ = pruned(source)

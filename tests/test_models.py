@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-
 from onnx_prune import UsageError, load
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
 from onnx_prune.models import zoo

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import test_patterns as patterns
-
 from onnx_prune.analysis.axes import atom, total, view
 from onnx_prune.analysis.rules import RULES, Rule
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from graphs import Graph, assert_bit_exact, pruned, shapes
-
 from onnx_prune import Model, analyze
 
 

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 from graphs import Graph, pruned
-
 from onnx_prune import Model, Plan, PlanError, UsageError, analyze, apply, load, measure, plan, verify
 from onnx_prune.analysis.plan import select
 from onnx_prune.models.digits import FOLDER
@@ -94,7 +93,13 @@ def test_a_model_without_groups_says_why() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": "onnx-prune plan", "version": 99}', '{"format": "onnx-prune plan", "version": 1}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "onnx-prune plan", "version": 99}',
+        '{"format": "onnx-prune plan", "version": 1}',
+    ],
 )
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError):

@@ -7,7 +7,6 @@ import os
 from graphs import Graph, pruned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from onnx_prune import Model, PlanError
 
 EXAMPLES = int(os.environ.get("ONNX_PRUNE_EXAMPLES", "150"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from onnx_prune import Model, load, prune
 from onnx_prune.models import zoo
 from onnx_prune.models.digits import FOLDER, MODELS

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from onnx_prune import OnnxPruneError
 from onnx_prune.backends.cpu import CpuBackend
 from onnx_prune.backends.measure import interleaved

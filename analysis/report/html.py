@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..groups import Analysis
 from ..plan import Plan
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table of what changed, as text."""
-
-    name: str
-    before: str
-    after: str
-    change: str
-
-    @staticmethod
-    def counts(name: str, before: int, after: int) -> Row:
-        return Row(name, f"{before:,}", f"{after:,}", f"−{1 - after / before:.1%}" if before else "")
-
-    @staticmethod
-    def times(name: str, before: float, after: float) -> Row:
-        """Milliseconds."""
-        return Row(name, f"{before:.3f} ms", f"{after:.3f} ms", f"× {after / before:.2f}")
+from .summary import Row
 
 
 @dataclass(frozen=True)
@@ -40,19 +21,45 @@ class _GroupLine:
     explanation: str
 
 
-def render(title: str, rows: Sequence[Row], certificate: str, analysis: Analysis, plan: Plan) -> str:
-    """The page as text."""
+def render(
+    title: str,
+    rows: Sequence[Row],
+    certificate: str,
+    analysis: Analysis,
+    plan: Plan,
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as text; the same arguments give the same text.
+
+    Args:
+        title: names the model.
+        rows: the table of what changed.
+        certificate: what the check found, as a sentence that follows the word "certificate".
+        analysis: of the model before pruning; its groups and pins are listed.
+        plan: what was removed.
+        notes: sentences below the table, such as how times were taken.
+    """
     kept = {entry.group: len(entry.keep) for entry in plan.entries}
     groups = [
         _GroupLine(g.id, g.size, kept.get(g.id, g.size), g.exactness, g.explain()) for g in analysis.groups
     ]
-    environment = Environment(loader=PackageLoader("onnx_prune.analysis.report", "."), autoescape=True)
+    environment = Environment(
+        loader=PackageLoader("onnx_prune.analysis.report", "."),
+        autoescape=True,  # names in a model are anybody's text
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
     return environment.get_template("report.html.j2").render(
-        title=title, rows=rows, certificate=certificate, groups=groups, pins=analysis.pins, digest=plan.digest
+        title=title,
+        rows=rows,
+        notes=notes,
+        certificate=certificate,
+        groups=groups,
+        pins=analysis.pins,
+        options={name: _text(value) for name, value in plan.options.items()},
+        digest=plan.digest,
     )
 
 
-def write_html(
-    path: Path, title: str, rows: Sequence[Row], certificate: str, analysis: Analysis, plan: Plan
-) -> None:
-    path.write_text(render(title, rows, certificate, analysis, plan), encoding="utf-8")
+def _text(value: object) -> str:
+    return (", ".join(map(str, value)) or "nothing") if isinstance(value, list) else str(value)

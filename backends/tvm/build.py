@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import onnx
 import tvm
-from tvm import relax
+from tvm import relax, s_tir
 from tvm.s_tir import dlight
 
 from ...analysis.errors import BackendError
@@ -16,7 +17,10 @@ from .schedules.conv import Conv, Depthwise
 from .schedules.elementwise import Elementwise
 from .schedules.gemm import Gemm
 from .schedules.pool import Pool
+from .schedules.reduction import Reduction
 from .schedules.rows import Rows
+
+_LOG = logging.getLogger(__name__)
 
 # Splits loops whose last step is partial, instead of testing every step.
 _CONFIG = {"s_tir.LoopPartition": {"partition_const_loop": True}}
@@ -48,7 +52,12 @@ def build(proto: onnx.ModelProto, threads: int) -> Any:
 def lower_graph(module: Any) -> Any:
     """Relax passes from imported operators to fused functions."""
     t = relax.transform
-    before = [t.DecomposeOpsForInference(), t.CanonicalizeBindings(), t.FoldConstant(), t.DeadCodeElimination()]
+    before = [
+        t.DecomposeOpsForInference(),
+        t.CanonicalizeBindings(),
+        t.FoldConstant(),
+        t.DeadCodeElimination(),
+    ]
     after = [
         t.LegalizeOps(),
         t.AnnotateTIROpPattern(),
@@ -64,5 +73,19 @@ def lower_graph(module: Any) -> Any:
 
 def schedule(module: Any, threads: int) -> Any:
     """The rules, the most particular first; what none of them takes stays a plain loop nest."""
-    rules = [Conv(threads), Depthwise(threads), Gemm(threads), Rows(threads), Pool(threads), Elementwise(threads)]
-    return dlight.ApplyDefaultSchedule(*rules)(module)
+    rules = [Conv, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
+    return dlight.ApplyDefaultSchedule(*(_Safe(rule(threads)) for rule in rules))(module)
+
+
+class _Safe:
+    """A rule that passes on a function it cannot schedule: slow code is better than none."""
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
+
+    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
+        try:
+            return self.rule.apply(func, target, tunable)
+        except s_tir.ScheduleError as error:
+            _LOG.debug("%s cannot schedule a kernel: %s", type(self.rule).__name__, error)
+            return None

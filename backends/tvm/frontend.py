@@ -49,7 +49,12 @@ def unsupported(proto: onnx.ModelProto) -> list[str]:
     """Operators of the model that TVM's importer does not know, sorted."""
     known = set(relax_onnx.onnx_frontend._get_convert_map())
     return sorted(
-        {node.op_type for graph in walk_graphs(proto.graph) for node in graph.node if node.op_type not in known}
+        {
+            node.op_type
+            for graph in walk_graphs(proto.graph)
+            for node in graph.node
+            if node.op_type not in known
+        }
     )
 
 

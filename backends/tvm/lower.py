@@ -126,9 +126,7 @@ class _Lowering:
             def unpack(x: Any) -> Any:
                 return te.compute(
                     [i64(d) for d in (n, c, h, w)],
-                    lambda b, k, i, j: x[
-                        b, tirx.floordiv(k, i64(LANES)), i, j, tirx.floormod(k, i64(LANES))
-                    ],
+                    lambda b, k, i, j: x[b, tirx.floordiv(k, i64(LANES)), i, j, tirx.floormod(k, i64(LANES))],
                     name="unpack",
                 )
 
@@ -280,7 +278,9 @@ class _Lowering:
         data = self.packed[x] if x in self.packed else self._rebuild(x)
         polynomial = ELEMENTWISE.get(call.op.name)
         if polynomial is None:
-            here[var] = self.builder.emit(relax.Call(call.op, [data, *call.args[1:]], call.attrs, call.ty_args))
+            here[var] = self.builder.emit(
+                relax.Call(call.op, [data, *call.args[1:]], call.attrs, call.ty_args)
+            )
         else:
             here[var] = self._emit(
                 lambda t: te.compute(t.shape, lambda *i: polynomial(t(*i)), name="polynomial"),
@@ -298,9 +298,8 @@ class _Lowering:
             shape = shape_of(argument)
             if shape is None:
                 return False
-            if len(shape) == 4 and shape[1] == out[1] and out[1] > 1:
-                arguments.append(argument)
-            elif math.prod(shape) == 1 and isinstance(argument, Constant):
+            scalar = math.prod(shape) == 1 and isinstance(argument, Constant)
+            if scalar or (len(shape) == 4 and shape[1] == out[1] and out[1] > 1):
                 arguments.append(argument)
             elif len(shape) == 3 and shape[0] == out[1] and isinstance(argument, Constant):
                 arguments.append(relax.const(argument.value.numpy()[None]))
@@ -391,7 +390,9 @@ class _Lowering:
 
 
 def _is_float(var: Any) -> bool:
-    return isinstance(var.ty, relax.TensorType) and str(var.ty.dtype) == "float32" and shape_of(var) is not None
+    return (
+        isinstance(var.ty, relax.TensorType) and str(var.ty.dtype) == "float32" and shape_of(var) is not None
+    )
 
 
 def _shape(expression: Any) -> tuple[int, ...]:
@@ -412,4 +413,3 @@ def _four(values: Any) -> tuple[int, int, int, int]:
     elif len(given) == 2:
         given *= 2
     return given[0], given[1], given[2], given[3]
-

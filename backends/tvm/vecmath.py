@@ -25,10 +25,10 @@ def exp(x: Any) -> Any:
     x = tirx.max(tirx.min(x, f32(88.0)), f32(-87.33))
     n = tirx.floor(x * f32(math.log2(math.e)) + f32(0.5))
     r = x - n * f32(0.693359375) + n * f32(2.12194440e-4)  # log 2 in two parts
-    p = _horner(
-        r, [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5]
+    p = _horner(r, [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5])
+    power = tirx.reinterpret(
+        "float32", (n.astype("int32") + tirx.const(127, "int32")) << tirx.const(23, "int32")
     )
-    power = tirx.reinterpret("float32", (n.astype("int32") + tirx.const(127, "int32")) << tirx.const(23, "int32"))
     return (p * r * r + r + f32(1.0)) * power
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
 LANES = 8  # floats of a vector register (AVX2); wider machines pair them
 
 

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
-from .common import LANES, annotated, block_flops, ceil_div, i64, inline_around
+from .common import LANES, WORTH_THREADS, annotated, block_flops, ceil_div, i64, inline_around
 
 _REGISTERS = 16
-_WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,8 @@ def conv2d(x: Any, weights: Any, window: Window, size: tuple[int, int], blocks: 
     data = _padded(x, window, rows, columns, size, tirx.const(0.0, "float32"))
     outer, inner, kh, kw, lanes, _ = weights.shape
     rc, ry, rx, rv = (
-        te.reduce_axis((i64(0), e), name) for e, name in ((inner, "rc"), (kh, "ry"), (kw, "rx"), (lanes, "rv"))
+        te.reduce_axis((i64(0), e), name)
+        for e, name in ((inner, "rc"), (kh, "ry"), (kw, "rx"), (lanes, "rv"))
     )
     (sy, sx), (dy, dx), t = window.strides, window.dilations, tile.channels
     sums = te.compute(
@@ -188,7 +188,7 @@ class Conv:
         schedule.vectorize(v)
         for loop in (ii, ji, oi):
             schedule.unroll(loop)
-        if self.threads > 1 and block_flops(schedule, sums) > _WORTH_THREADS:
+        if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS:
             schedule.parallel(schedule.fuse(b, oo, io))
         _vector_pad(schedule)
         schedule.set_scope(sums, 0, "local")
@@ -227,7 +227,7 @@ class Depthwise:
         schedule.vectorize(v)
         schedule.unroll(ii)
         schedule.unroll(ji)
-        if self.threads > 1 and block_flops(schedule, sums) > _WORTH_THREADS:
+        if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS:
             c = schedule.fuse(b, c)
             schedule.parallel(c)
         schedule.set_scope(sums, 0, "local")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
-from .common import annotated, block_flops, ceil_div, extent, i64, inline_around, vectorize
+from .common import WORTH_THREADS, annotated, block_flops, ceil_div, extent, i64, inline_around, vectorize
 
 # Rows × columns of results kept in registers, with what they cost over the ideal.
 _TILES = [
@@ -23,14 +23,11 @@ _TILES = [
     (1, 96, 1.6),
     (1, 64, 1.7),
 ]
-_WORTH_THREADS = 4e5
 
 
 def choose_tile(rows: int, columns: int) -> tuple[int, int]:
     """The register tile with the least padded work for a (rows, K) × (K, columns) product."""
-    cost = [
-        (ceil_div(rows, r) * r * ceil_div(columns, c) * c * penalty, r, c) for r, c, penalty in _TILES
-    ]
+    cost = [(ceil_div(rows, r) * r * ceil_div(columns, c) * c * penalty, r, c) for r, c, penalty in _TILES]
     return min(cost)[1:]
 
 
@@ -145,7 +142,7 @@ class Gemm:
         schedule.unroll(i)
         vectorize(schedule, j)
         # After decompose_reduction the block is no longer one that a loop around it may run in parallel.
-        if self.threads > 1 and block_flops(schedule, sums) > _WORTH_THREADS and extent(schedule, outer) > 1:
+        if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS and extent(schedule, outer) > 1:
             schedule.parallel(outer)
         init = schedule.get_loops(schedule.decompose_reduction(sums, k))
         schedule.unroll(init[-3])

@@ -6,9 +6,7 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
-from .common import annotated, block_flops
-
-_WORTH_THREADS = 4e5
+from .common import WORTH_THREADS, annotated, block_flops
 
 
 class Pool:
@@ -28,7 +26,7 @@ class Pool:
         b, c, i, j, v, ry, rx = schedule.get_loops(block)
         schedule.reorder(b, c, i, j, ry, rx, v)
         schedule.vectorize(v)
-        if self.threads > 1 and block_flops(schedule, block) > _WORTH_THREADS:
+        if self.threads > 1 and block_flops(schedule, block) > WORTH_THREADS:
             schedule.parallel(schedule.fuse(b, c))
         init = schedule.decompose_reduction(block, ry)
         schedule.vectorize(schedule.get_loops(init)[-1])

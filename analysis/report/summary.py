@@ -1,0 +1,74 @@
+"""What a run found, as plain values: rows of the table people read, and the JSON that programs read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..cost import Cost
+from ..groups import Analysis
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of what changed, as text."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+
+    @staticmethod
+    def counts(name: str, before: int, after: int) -> Row:
+        return Row(name, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
+
+    @staticmethod
+    def shares(name: str, before: float, after: float) -> Row:
+        """Fractions of one, shown as percentages; the change is in percentage points."""
+        return Row(name, f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f} points")
+
+    @staticmethod
+    def times(name: str, before: float, after: float) -> Row:
+        """Milliseconds."""
+        return Row(name, f"{before:.3f} ms", f"{after:.3f} ms", f"× {after / before:.2f}" if before else "")
+
+
+def cost_rows(before: Cost, after: Cost) -> list[Row]:
+    """Parameters, multiply-accumulates and bytes, before and after."""
+    return [
+        Row.counts("parameters", before.params, after.params),
+        Row.counts("MACs", before.macs, after.macs),
+        Row.counts("weight bytes", before.bytes, after.bytes),
+    ]
+
+
+def pin_reasons(analysis: Analysis) -> list[tuple[str, int]]:
+    """Why axes of weights are pinned, and how many for each reason, the most frequent first."""
+    return Counter(pin.reason for pin in analysis.pins).most_common()
+
+
+def cost_json(before: Cost, after: Cost) -> dict[str, Any]:
+    """``params``, ``macs`` and ``bytes`` as ``{before, after}``, and the names of uncounted nodes."""
+    counts = {
+        key: {"before": getattr(before, key), "after": getattr(after, key)}
+        for key in ("params", "macs", "bytes")
+    }
+    return counts | {"uncounted": list(before.uncounted)}
+
+
+def analysis_json(analysis: Analysis) -> dict[str, Any]:
+    """``groups`` with their explanation, and ``pinned`` axes with the reason of each."""
+    groups = [
+        {
+            "id": group.id,
+            "size": group.size,
+            "exactness": group.exactness,
+            "params_per_unit": group.params_per_unit,
+            "members": [asdict(member) for member in group.members],
+            "limits": list(group.limits),
+            "explanation": group.explain(),
+        }
+        for group in analysis.groups
+    ]
+    return {"groups": groups, "pinned": [asdict(pin) for pin in analysis.pins]}
