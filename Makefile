@@ -1,5 +1,8 @@
 # make demo: prune and compile a real model.  make test: what CI runs.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that runs and can make virtual environments: some launchers exist without a Python behind them.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& command -v $$p && break; done)
 BIN := .venv/bin
 
 .PHONY: install demo test lint bench zoo tvm-zoo clean
@@ -7,8 +10,8 @@ BIN := .venv/bin
 install: .venv/.installed
 
 .venv/.python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "onnx-prune needs Python 3.11 or newer; set PYTHON=/path/to/it"; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "onnx-prune needs Python 3.11 or newer with venv; name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	@touch $@
 

@@ -39,6 +39,7 @@ from .passes.shrink import Shrink
 from .passes.verify import Verdict, verify
 
 if TYPE_CHECKING:
+    from .backends.base import Backend
     from .backends.cpu import CpuArtifact
     from .backends.measure import Timing
 
@@ -163,7 +164,7 @@ def prune(
     Args:
         check: run the certificate.
         progress: called with the name of each step as it begins.
-        others: as `plan`.
+        ratio, macs, params, multiple, ignore, criterion, recover: as in `plan`.
 
     Example:
         ``prune(load("model.onnx"), macs=0.5, multiple=8).after.macs``
@@ -183,7 +184,6 @@ def prune(
     analysis = timed("analyze", lambda: analyze(model))
     chosen = timed(
         "plan",
-        "predict",
         lambda: plan(
             analysis,
             ratio=ratio,
@@ -244,7 +244,7 @@ def bench(
     _check_target(target)
     if against != OnnxRuntimeBackend.name:
         raise UsageError(f"there is no runtime '{against}' to compare with; choose {OnnxRuntimeBackend.name}")
-    backends = [OnnxRuntimeBackend(threads), CpuBackend(threads)]
+    backends: list[Backend] = [OnnxRuntimeBackend(threads), CpuBackend(threads)]
     return compare([(name, model.proto) for name, model in models], backends, against)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from .axes import Axis, AxisMismatch, atom, fix, pin
+from .errors import ModelError
 from .facts import Alone, Baked, Contraction, Normalisation, SameCount, Work
 from .graph import Array, Constant, Node, constant_of, folded, read_node, walk_graphs
 from .shapes import constant_value, evaluate, infer_outputs
@@ -25,6 +26,9 @@ class Unsupported(Exception):
 
 # Stand-ins for sizes that are known only at run time: distinct, and divisible by common strides.
 _WITNESSES = [64 * p for p in (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)]
+
+# What reading a node that breaks its operator's specification ends in.
+_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError)
 
 # Views of a constant share one typing, so that a weight read in slices stays one tensor.
 _VIEWS = {"Slice", "Split", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
@@ -174,9 +178,15 @@ class Walk:
         for proto in graph.node:
             node = read_node(self._count, proto)
             self._count += 1
-            if not self._fold(node):
-                self.nodes.append(node)
-                self._type(node)
+            try:
+                if not self._fold(node):
+                    self.nodes.append(node)
+                    self._type(node)
+            except _MALFORMED as error:
+                raise ModelError(
+                    f"{node.name} is malformed: its attributes or inputs do not fit the operator"
+                    f" ({type(error).__name__}: {error})"
+                ) from None
 
     def _fold(self, node: Node) -> bool:
         """Constants and shape arithmetic. Sizes of types are the shapes, so nothing else infers them."""

@@ -6,7 +6,6 @@ import platform
 from pathlib import Path
 
 import onnx
-
 from onnx_prune import Model, load, prune
 from onnx_prune.backends.cpu import CpuBackend
 from onnx_prune.backends.measure import compare

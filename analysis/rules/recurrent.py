@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..axes import fix, pin, unify
-from ..facts import Contraction
+from ..facts import Contraction, Work
 from ..graph import Node
 from ..walk import Walk
 from .registry import Outputs, rule
@@ -21,6 +21,8 @@ def recurrent(walk: Walk, node: Node) -> Outputs:
                 pin(axis, _STATE)
     unify(walk.axes(node, 0)[2], walk.axes(node, 1)[2])
     walk.contractions.append(Contraction(node, ((0, 2), (1, 2))))
+    steps = walk.axes(node, 0)[:2]
+    walk.work += [Work(node, 1, (*steps, *walk.axes(node, i))) for i in (1, 2)]
     return [
         None if sizes is None else [fix(size, _STATE) for size in sizes] for sizes in walk.output_sizes(node)
     ]
