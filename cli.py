@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -376,12 +377,15 @@ def bench(
 
 def main() -> None:
     """Run the command and exit: 0 done, 1 failed, 2 wrong usage, 3 a check did not hold."""
+    debug = bool(os.environ.get("ONNX_PRUNE_DEBUG"))
+    if not debug:  # what libraries warn their developers of says nothing to a user
+        warnings.simplefilter("ignore")
     try:
         app()  # reports wrong usage and Ctrl-C itself
     except OnnxPruneError as error:
         _fail(str(error), error.exit_status)
     except Exception as error:
-        if os.environ.get("ONNX_PRUNE_DEBUG"):
+        if debug:
             raise
         _fail(
             f"{type(error).__name__}: {error} — this is a bug in onnx-prune;"

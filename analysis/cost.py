@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import onnx
 
-from .graph import Node, constant_of, subgraphs, walk_graphs
+from .axes import Axis, find
+from .graph import Constant, Node, constant_of, subgraphs, walk_graphs
 from .groups import Analysis, analyze
 from .model import Model, stored_bytes
 from .plan import Plan, select
@@ -71,34 +69,44 @@ def measure(model: Model, analysis: Analysis | None = None) -> Cost:
 
 
 def predict(analysis: Analysis, plan: Plan) -> Cost:
-    """The cost that ``plan`` leaves, at most: cleanup may fold some constants away.
+    """The cost that ``plan`` leaves, before cleanup folds constants into each other; nothing is changed.
+
+    Integer constants that hold sizes are taken to stay as long as they are.
 
     Raises:
         PlanError: the plan was made for another model.
     """
-    before = measure(analysis.model, analysis)
-    whole, left = _float_elements(analysis, Selection({})), _float_elements(analysis, select(analysis, plan))
-    gone = {dtype: count - left[dtype] for dtype, count in whole.items()}
-    return Cost(
-        params=before.params - sum(gone.values()),
-        macs=analysis.macs(select(analysis, plan)),
-        bytes=before.bytes - sum(count * dtype.itemsize for dtype, count in gone.items()),
-        uncounted=before.uncounted,
-    )
+    before, selection = measure(analysis.model, analysis), select(analysis, plan)
+    elements = size = 0
+    for constant, count in _removed(analysis, selection):
+        elements += count
+        size += count * constant.dtype.itemsize
+    macs = analysis.macs(selection)
+    return Cost(before.params - elements, macs, before.bytes - size, before.uncounted)
 
 
-def _float_elements(analysis: Analysis, selection: Selection) -> Counter[np.dtype[Any]]:
-    """Elements of each type; a constant whose uses keep different positions counts once for each."""
-    sizes: dict[tuple[str, tuple[int, ...]], tuple[np.dtype[Any], int]] = {}
+def _removed(analysis: Analysis, selection: Selection) -> Iterator[tuple[Constant, int]]:
+    """Each float constant and the elements it loses: fewer than none when uses that disagree split it."""
+    left: dict[str, dict[object, int]] = {}
+    constants: dict[str, Constant] = {}
     for key, axes in analysis.walk.uses.items():
         constant = analysis.constant_of_use(key)
         if constant.is_float and constant.tensor is not None:
-            shape = tuple(selection.count(axis) for axis in axes)
-            sizes[constant.name, shape] = constant.dtype, math.prod(shape)
-    total: Counter[np.dtype[Any]] = Counter()
-    for dtype, count in sizes.values():
-        total[dtype] += count
-    return total
+            constants[constant.name] = constant
+            kept = tuple(_kept(selection, axis) for axis in axes)
+            count = math.prod(selection.count(axis) for axis in axes)
+            left.setdefault(constant.name, {})[kept] = count
+    for name, copies in left.items():
+        yield constants[name], constants[name].elements - sum(copies.values())
+
+
+def _kept(selection: Selection, axis: Axis) -> object:
+    """What a use keeps of an axis, as something to compare."""
+    axis = find(axis)
+    if axis.kind == "ragged":
+        return tuple(_kept(selection, part) for part in axis.parts)
+    positions = selection.positions(axis)
+    return None if positions is None else positions.tobytes()
 
 
 def _multiplies(node: Node) -> bool:

@@ -277,13 +277,13 @@ class Analysis:
         )
 
     def params(self, selection: Selection) -> int:
-        """Elements of float constants under ``selection``; a shared one counts once for each shape of use."""
-        sizes: dict[tuple[str, tuple[int, ...]], int] = {}
+        """Elements of float constants under ``selection``, counted once for all uses that keep the same."""
+        sizes: dict[tuple[str, tuple[Axis | None, ...]], int] = {}
         for key, axes in self.walk.uses.items():
             constant = self.constant_of_use(key)
             if constant.is_float:
-                shape = tuple(selection.count(axis) for axis in axes)
-                sizes[constant.name, shape] = product(shape)
+                kept = tuple(find(axis) if selection.shrinks(axis) else None for axis in axes)
+                sizes[constant.name, kept] = product(selection.count(axis) for axis in axes)
         return sum(sizes.values())
 
     def graph(self) -> nx.Graph:

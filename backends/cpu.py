@@ -1,11 +1,11 @@
-"""The TVM backend for this machine's CPU."""
+"""The TVM backend for this machine's CPU. TVM is imported when a model is compiled or loaded, not before."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,38 +14,50 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
-from ..analysis.errors import BackendError
+from ..analysis.errors import BackendError, UsageError
 from ..passes.save import save_text, write_atomic
-from .base import Arrays
+from .base import Arrays, TensorSpec, check_inputs, signature
+from .onnxruntime import first_line
 
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output: its name, numpy dtype and static shape (None where it is not known)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...] | None
+_FORMAT = 1
+_BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
 
 
 def _require_tvm() -> None:
-    if find_spec("tvm") is None:
+    try:
+        found = find_spec("tvm.relax")  # PyPI's package "tvm" is something else
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
         raise BackendError("Apache TVM is not installed: pip install 'onnx-prune[tvm]'")
 
 
 class CpuArtifact:
-    """A compiled model. Runs in this process; `save` writes it for others."""
+    """A compiled model. Runs in this process; `save` writes it for others.
 
-    def __init__(self, executable: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]):
+    Attributes:
+        inputs: with the sizes the model was compiled for.
+        outputs: sizes that depend on the values of inputs are None.
+        target: description of the machine it was compiled for; ``num-cores`` threads run its kernels.
+    """
+
+    def __init__(
+        self,
+        executable: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        target: Mapping[str, Any],
+    ):
         import tvm
         from tvm import relax
 
         self.executable = executable
         self.inputs = inputs
         self.outputs = outputs
+        self.target = dict(target)
         self._tensor = tvm.runtime.tensor
+        self._threads = tvm.get_global_func("runtime.config_threadpool")
         self._machine = relax.VirtualMachine(executable, tvm.cpu())
         self._main = self._machine["main"]
 
@@ -53,19 +65,18 @@ class CpuArtifact:
         """Outputs by name.
 
         Raises:
-            BackendError: an input is missing or has another shape than the model was compiled for.
+            BackendError: an input is missing, unknown, or of another type or shape than compiled for.
         """
-        arguments = []
-        for spec in self.inputs:
-            if spec.name not in inputs:
-                raise BackendError(f"input '{spec.name}' is missing")
-            value = np.ascontiguousarray(inputs[spec.name], spec.dtype)
-            if spec.shape is not None and value.shape != spec.shape:
-                raise BackendError(
-                    f"input '{spec.name}' has shape {value.shape}; the model was compiled for {spec.shape}"
-                )
-            arguments.append(self._tensor(value))
-        results = _flat(self._main(*arguments))
+        check_inputs(self.inputs, inputs)
+        threads = int(self.target["num-cores"])
+        if threads > 1:
+            # The pool belongs to the process, so another artifact may have set it to another size.
+            self._threads(_BIG_CORES, threads)
+        values = [self._tensor(np.ascontiguousarray(inputs[spec.name])) for spec in self.inputs]
+        try:
+            results = _flat(self._main(*values))
+        except Exception as error:  # TVM passes on what its kernels raise
+            raise BackendError(f"the compiled model fails on these inputs: {first_line(error)}") from error
         return {spec.name: value for spec, value in zip(self.outputs, results, strict=True)}
 
     def save(self, path: str | Path) -> None:
@@ -73,24 +84,110 @@ class CpuArtifact:
 
         Raises:
             OutputError: the file cannot be written.
-            BackendError: there is no C compiler to link it.
+            BackendError: there is no C++ compiler to link it, or the artifact itself came from a file.
         """
+        from tvm import relax
+
         path = Path(path)
+        if not isinstance(self.executable, relax.VMExecutable):
+            raise BackendError("this artifact was loaded from a file: copy that file instead")
 
         def write(temporary: Path) -> None:
             try:
                 self.executable.export_library(str(temporary))
             except RuntimeError as error:
-                raise BackendError(f"cannot link '{path}': {str(error).splitlines()[-1]}") from None
+                raise BackendError(
+                    f"cannot link '{path}'; a C++ compiler such as g++ is needed: {first_line(error)}"
+                ) from error
 
         write_atomic(path, write)
         description = {
-            "inputs": [vars(spec) for spec in self.inputs],
-            "outputs": [vars(spec) for spec in self.outputs],
+            "format": _FORMAT,
+            "inputs": [asdict(spec) for spec in self.inputs],
+            "outputs": [asdict(spec) for spec in self.outputs],
+            "target": self.target,
             "versions": {name: metadata.version(name) for name in ("onnx-prune", "apache-tvm")},
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": _digest(path),
         }
-        save_text(json.dumps(description, indent=2) + "\n", path.with_name(path.name + ".json"))
+        save_text(json.dumps(description, indent=2) + "\n", _description(path))
+
+
+def load_artifact(path: str | Path) -> CpuArtifact:
+    """A compiled model that `CpuArtifact.save` wrote. Loading runs its code: trust it first.
+
+    Raises:
+        BackendError: TVM is not installed, a file is missing, or the library is not the one described.
+    """
+    _require_tvm()
+    import tvm
+
+    path = Path(path).resolve()  # a bare name would be searched for in the system's folders
+    beside = _description(path)
+    try:
+        text = beside.read_text("utf-8")
+        digest = _digest(path)
+    except OSError as error:
+        raise BackendError(f"cannot read '{error.filename}': {error.strerror}") from None
+    try:
+        about = json.loads(text)
+        if about["format"] != _FORMAT:
+            raise BackendError(f"'{beside}' has format {about['format']}; this program reads {_FORMAT}")
+        inputs, outputs = (
+            tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in about[side])
+            for side in ("inputs", "outputs")
+        )
+        target, described = about["target"], about["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise BackendError(f"'{beside}' does not describe a compiled model") from None
+    if digest != described:
+        raise BackendError(f"'{path}' is not the library that '{beside.name}' describes")
+    try:
+        return CpuArtifact(tvm.runtime.load_module(str(path)), inputs, outputs, target)
+    except Exception as error:
+        raise BackendError(f"cannot load '{path}': {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class CpuBackend:
+    """Apache TVM on this machine's CPU.
+
+    Attributes:
+        threads: threads the compiled kernels run on.
+        dims: sizes of the inputs' symbolic dimensions by name; all others are compiled as 1.
+
+    Raises:
+        UsageError: ``threads`` or a size is not positive.
+    """
+
+    threads: int = 1
+    dims: Mapping[str, int] = field(default_factory=dict)
+    name: ClassVar[str] = "tvm"
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise UsageError(f"{self.threads} threads make no sense; ask for at least 1")
+        for name, size in self.dims.items():
+            if size < 1:
+                raise UsageError(f"a size '{name}' of {size} makes no sense; it must be at least 1")
+
+    def compile(self, model: onnx.ModelProto) -> CpuArtifact:
+        """Machine code and weights of ``model``, for one set of sizes.
+
+        Raises:
+            BackendError: TVM is not installed, or cannot take the model.
+        """
+        _require_tvm()
+        from .tvm import build, frontend
+
+        fixed = frontend.static(model, self.dims)
+        inputs, outputs = signature(fixed)
+        module = frontend.import_model(frontend.fold(fixed))
+        shapes = build.output_shapes(module)
+        outputs = tuple(
+            TensorSpec(spec.name, spec.dtype, shape) for spec, shape in zip(outputs, shapes, strict=True)
+        )
+        target = build.host_target(self.threads)
+        return CpuArtifact(build.build(module, target), inputs, outputs, target)
 
 
 def _flat(result: Any) -> list[NDArray[Any]]:
@@ -99,59 +196,10 @@ def _flat(result: Any) -> list[NDArray[Any]]:
     return [array for part in result for array in _flat(part)]
 
 
-def load_artifact(path: str | Path) -> CpuArtifact:
-    """A compiled model that `CpuArtifact.save` wrote.
-
-    Raises:
-        BackendError: a file is missing, or the library is not the one described.
-    """
-    _require_tvm()
-    import tvm
-
-    path = Path(path)
-    try:
-        description = json.loads(path.with_name(path.name + ".json").read_text())
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError) as error:
-        raise BackendError(f"cannot load '{path}': {error}") from None
-    if digest != description.get("sha256"):
-        raise BackendError(f"'{path}' is not the library that '{path.name}.json' describes")
-    specs = {
-        kind: tuple(
-            TensorSpec(s["name"], s["dtype"], None if s["shape"] is None else tuple(s["shape"]))
-            for s in description[kind]
-        )
-        for kind in ("inputs", "outputs")
-    }
-    # Loading by an absolute path: a bare name would be searched for in the system's folders.
-    return CpuArtifact(tvm.runtime.load_module(str(path.resolve())), specs["inputs"], specs["outputs"])
+def _description(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
 
 
-def _specs(proto: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    weights = {tensor.name for tensor in proto.graph.initializer}
-
-    def spec(info: onnx.ValueInfoProto, known: bool) -> TensorSpec:
-        tensor = info.type.tensor_type
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        shape = tuple(d.dim_value if d.HasField("dim_value") else 1 for d in tensor.shape.dim)
-        return TensorSpec(info.name, dtype, shape if known else None)
-
-    inputs = tuple(spec(info, True) for info in proto.graph.input if info.name not in weights)
-    return inputs, tuple(spec(info, False) for info in proto.graph.output)
-
-
-@dataclass(frozen=True)
-class CpuBackend:
-    """Apache TVM on this machine's CPU with ``threads`` threads. Dynamic axes are compiled for size 1."""
-
-    threads: int = 1
-    name: ClassVar[str] = "tvm"
-
-    def compile(self, model: onnx.ModelProto) -> CpuArtifact:
-        """Raises:
-        BackendError: TVM is not installed, or cannot take the model.
-        """
-        _require_tvm()
-        from .tvm.build import build
-
-        return CpuArtifact(build(model, self.threads), *_specs(model))
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -90,8 +90,12 @@ class Edit:
         return self.proto
 
     def rename_initializers(self, names: dict[str, str]) -> None:
-        """Give initializers of the finished model other names, everywhere they are read."""
+        """Give initializers of the finished model other names; one that has such a name makes room."""
+        taken = set(names.values())
         for graph in walk_graphs(self.proto.graph):
+            for i in reversed(range(len(graph.initializer))):
+                if graph.initializer[i].name in taken:
+                    del graph.initializer[i]
             for tensor in graph.initializer:
                 tensor.name = names.get(tensor.name, tensor.name)
             for node in graph.node:
@@ -110,8 +114,12 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def drop_dead(graph: onnx.GraphProto, removable: Callable[[onnx.NodeProto], bool]) -> None:
-    """Remove ``removable`` nodes that nothing reads, then initializers that nothing reads."""
+    """Remove ``removable`` nodes that nothing reads, then initializers that nothing reads.
+
+    An initializer that is the default of an input stays: without it the input would have to be given.
+    """
     needed = {output.name for output in graph.output}
+    needed.update(info.name for info in graph.input)
     _sweep(graph, needed, removable)
     for inner in walk_graphs(graph):
         dead = [i for i, t in enumerate(inner.initializer) if t.name not in needed]

@@ -12,7 +12,7 @@ from onnx import helper
 
 from ..analysis.axes import Axis, find
 from ..analysis.facts import Baked, BoundsBaked, CountBaked, IndicesBaked, SizesBaked
-from ..analysis.graph import Constant, Node
+from ..analysis.graph import Constant, Node, walk_graphs
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
@@ -118,12 +118,15 @@ class _Shrinker:
     def _restore_names(self, proto: onnx.ModelProto) -> None:
         """A sliced weight takes its old name back when nothing reads the whole one any more."""
         present = {t.name for t in proto.graph.initializer}
-        present |= {name for node in proto.graph.node for name in node.output}
+        taken = {
+            name for g in walk_graphs(proto.graph) for node in g.node for name in (*node.input, *node.output)
+        }
+        taken.update(output.name for output in proto.graph.output)
         names: dict[str, str] = {}
         for new, old in self.original_of.items():
-            if old not in present and new in present:
+            if new in present and old not in taken:
                 names[new] = old
-                present.add(old)
+                taken.add(old)
         self.edit.rename_initializers(names)
 
     # ------------------------------------------------------------------ baked sizes

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from graphs import Graph
+from onnx_prune import Model, save
+from onnx_prune.models import zoo
 from onnx_prune.models.digits import FOLDER
 
 RESNET = str(FOLDER / "digits_resnet.onnx")
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from onnx_prune.cli import main; main()", *map(str, arguments)]
-    package = Path(__file__).parent.parent / ".dev"
-    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(package)})
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / ".dev")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    running = start(*arguments)
+    out, err = running.communicate()
+    return subprocess.CompletedProcess(running.args, running.returncode, out, err)
 
 
 def test_plan_apply_verify_give_what_prune_gives(tmp_path: Path) -> None:
@@ -45,6 +58,78 @@ def test_analyze_writes_json(tmp_path: Path) -> None:
     assert json.loads(target.read_text())["groups"][0]["explanation"].startswith("Group")
 
 
+def test_plan_tells_what_it_will_save(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    done = run("plan", RESNET, "-o", plan, "--macs", "60%", "--multiple", "8", "--json", "-")
+    data = json.loads(done.stdout)
+    assert data["macs"]["after"] <= 0.6 * data["macs"]["before"]
+    assert data["plan"] == json.loads(plan.read_text())
+    assert {"groups", "pinned", "seconds", "params"} <= set(data)
+    assert all(len(entry["keep"]) % 8 == 0 for entry in data["plan"]["groups"])
+
+
+def test_prune_saves_the_plan_it_carried_out(tmp_path: Path) -> None:
+    plan, one, two = tmp_path / "plan.json", tmp_path / "one.onnx", tmp_path / "two.onnx"
+    options = ("--ratio", "0.5", "--ignore", "0.weight", "--no-verify", "--save-plan", plan, "--json", "-")
+    done = run("prune", RESNET, "-o", one, *options)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["verify"] is None
+    assert run("apply", RESNET, plan, "-o", two).returncode == 0
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_compile_and_bench(tmp_path: Path) -> None:
+    library = tmp_path / "model.so"
+    done = run("compile", RESNET, "-o", library, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bytes"] == library.stat().st_size
+    done = run(
+        "bench", RESNET, "--target", "cpu", "--against", "onnxruntime", "--threads", "1", "--json", "-"
+    )
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    assert {timing["runtime"] for timing in runs} == {"onnxruntime", "tvm"}
+    for timing in runs:
+        assert set(timing) == {"model", "runtime", "threads", "median_ms", "ratio"}
+        assert timing["model"] == RESNET and timing["threads"] == 1 and timing["median_ms"] > 0
+    assert next(timing["ratio"] for timing in runs if timing["runtime"] == "onnxruntime") == 1.0
+
+
+def test_a_model_without_removable_groups_is_one_line(tmp_path: Path) -> None:
+    source = tmp_path / "small.onnx"
+    g = Graph()
+    save(g.model(g("Relu", g.conv(g.input(1, 3, 4, 4), 3, 2))), source)
+    done = run("prune", source, "-o", tmp_path / "out.onnx", "--ratio", "0.5")
+    assert done.returncode == 1 and "output of the model" in done.stderr
+    assert_one_line(done)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_names_in_a_model_are_printed_as_they_are(tmp_path: Path) -> None:
+    """Square brackets are markup to the library that prints tables."""
+    source = tmp_path / "[bold].onnx"
+    g = Graph()
+    x = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    x = g("Conv", x, g.weight(2, 8, 1, 1, name="w[red]x[/]"))
+    save(g.model(x), source)
+    done = run("analyze", source)
+    assert done.returncode == 0, done.stderr
+    done = run("prune", source, "-o", tmp_path / "[red].onnx", "--ratio", "0.5")
+    assert done.returncode == 0 and "[red].onnx" in done.stderr, done.stderr
+
+
+def test_control_c_stops_without_a_trace(tmp_path: Path) -> None:
+    source, output = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    save(Model(zoo.load("tv_resnet50")), source)
+    with start("prune", source, "-o", output, "--ratio", "0.5") as running:
+        time.sleep(2.5)  # past the start of Python, within the certificate
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=60)
+    assert running.returncode in (0, 130)  # 0 where a fast machine was done
+    assert "Traceback" not in told
+    assert {p.name for p in tmp_path.iterdir()} <= {"model.onnx", "out.onnx"}
+
+
 def test_a_certificate_that_does_not_hold_is_status_3(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     run("plan", RESNET, "-o", plan, "--ratio", "0.5")
@@ -64,6 +149,12 @@ def test_a_certificate_that_does_not_hold_is_status_3(tmp_path: Path) -> None:
         (["prune", RESNET, "-o", "OUT", "--ratio", "0.5", "--criterion", "magic"], 2, "magic"),
         (["prune", RESNET, "-o", "NOWHERE/out.onnx", "--ratio", "0.5"], 1, "no folder"),
         (["plan", RESNET, "-o", "OUT", "--params", "0.001%"], 1, "cannot be reached"),
+        (["prune", RESNET, "-o", "/dev/null", "--ratio", "0.5"], 1, "no ordinary file"),
+        (["prune", RESNET, "-o", "OUT", "--ratio", "0.5", "--json", "NOWHERE/out.onnx"], 1, "no folder"),
+        (["compile", RESNET, "-o", "NOWHERE/out.onnx"], 1, "no folder"),
+        (["prune", RESNET, "-o", "OUT", "--ratio", "nan"], 2, "ratio nan"),
+        (["prune", RESNET, "-o", "OUT", "--macs", "nan"], 2, "nan"),
+        (["apply", RESNET, "missing.json", "-o", "OUT"], 1, "missing.json"),
         (["apply", RESNET, RESNET, "-o", "OUT"], 1, "plan"),
         (["compile", RESNET, "-o", "OUT", "--target", "abacus"], 2, "abacus"),
         (["bench", RESNET, "--against", "abacus"], 2, "abacus"),

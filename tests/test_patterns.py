@@ -229,6 +229,24 @@ def test_a_scale_computed_from_a_size_keeps_its_value() -> None:
     assert shapes(smaller)["w0"] == (6, 4)
 
 
+def test_weights_given_as_inputs_with_defaults() -> None:
+    from onnx import TensorProto, helper
+
+    g = Graph()
+    model = g.model(g.conv(g("Relu", g.conv(g.input(1, 3, 4, 4), 3, 8)), 8, 2))
+    for name, shape in shapes(model).items():
+        model.proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    model.proto.graph.input.append(helper.make_tensor_value_info("spare", TensorProto.FLOAT, [1]))
+    model.proto.graph.initializer.append(helper.make_tensor("spare", TensorProto.FLOAT, [1], [3.0]))
+    smaller = assert_bit_exact(model)
+    declared = {
+        i.name: tuple(d.dim_value for d in i.type.tensor_type.shape.dim) for i in smaller.proto.graph.input
+    }
+    assert declared.pop("x") == (1, 3, 4, 4)
+    assert declared == shapes(smaller)
+    assert shapes(smaller)["w0"] == (4, 3, 1, 1) and shapes(smaller)["spare"] == (1,)
+
+
 def test_branches_of_an_if() -> None:
     from onnx import TensorProto, helper
 

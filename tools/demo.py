@@ -83,7 +83,7 @@ def show(rows: list[Row], certificate: str) -> None:
     for row in rows:
         table.add_row(row.name, row.before, row.after, row.change)
     console.print(table)
-    console.print(f"certificate {certificate}")
+    console.print(f"certificate {certificate}", soft_wrap=True)
     console.print(f"the report is in {OUT}/report.html")
 
 

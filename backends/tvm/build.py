@@ -1,17 +1,17 @@
-"""The pipeline: an ONNX model in, a TVM executable out."""
+"""The pipeline: a Relax module in, a TVM executable out."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-import onnx
 import tvm
-from tvm import relax, s_tir
+from tvm import relax, s_tir, tirx
 from tvm.s_tir import dlight
+from tvm.target import codegen
 
 from ...analysis.errors import BackendError
-from .frontend import import_model, prepare
 from .lower import lower
 from .schedules.conv import Conv, Depthwise
 from .schedules.elementwise import Elementwise
@@ -26,27 +26,43 @@ _LOG = logging.getLogger(__name__)
 _CONFIG = {"s_tir.LoopPartition": {"partition_const_loop": True}}
 
 
-def host_target(threads: int) -> Any:
-    """This machine's CPU. Sums may be reordered, which vectorising them needs; NaN and signs of zero too."""
-    fast = {f"fast-math-{flag}": True for flag in ("reassoc", "contract", "nsz")}
-    cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
-    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": threads, **fast})
+def host_target(threads: int) -> dict[str, Any]:
+    """This machine's CPU as a target. Sums may be reordered, which vectorising them needs, and -0 be 0."""
+    target: dict[str, Any] = {"kind": "llvm", "num-cores": threads}
+    cpu = codegen.llvm_get_system_cpu()
+    if cpu and cpu != "generic":
+        target["mcpu"] = cpu
+    return target | {f"fast-math-{flag}": True for flag in ("reassoc", "contract", "nsz")}
 
 
-def build(proto: onnx.ModelProto, threads: int) -> Any:
-    """Compile a model for this machine.
+def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:
+    """Sizes of the outputs of ``main``; None for a size that depends on values of the inputs."""
+    result = module["main"].ret_ty
+    fields = list(result.fields) if hasattr(result, "fields") else [result]
+    return tuple(
+        tuple(int(size) if isinstance(size, tirx.IntImm) else None for size in field.shape)
+        for field in fields
+    )
+
+
+def build(module: Any, description: Mapping[str, Any]) -> Any:
+    """A VM executable.
+
+    Args:
+        module: a Relax module as imported, with one function, ``main``.
+        description: of the target; kernels use as many threads as it has ``num-cores``.
 
     Raises:
-        BackendError: the model cannot be imported or lowered.
+        BackendError: the module cannot be compiled.
     """
-    module = import_model(prepare(proto))
-    target = host_target(threads)
+    target = tvm.target.Target(dict(description))
     try:
         with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
-            return tvm.compile(schedule(lower_graph(module), threads), target=target)
-    except tvm.error.InternalError as error:
+            lowered = schedule(lower_graph(module), int(description["num-cores"]))
+            return tvm.compile(lowered, target=target)
+    except Exception as error:  # passes raise whatever their parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BackendError(f"TVM cannot compile the model: {lines[-1][:300]}") from None
+        raise BackendError(f"TVM cannot compile the model: {lines[-1][:300]}") from error
 
 
 def lower_graph(module: Any) -> Any:

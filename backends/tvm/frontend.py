@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +14,85 @@ from tvm.relax.frontend import onnx as relax_onnx
 
 from ...analysis.errors import BackendError
 from ...analysis.graph import walk_graphs
+from ..onnxruntime import first_line, session, session_options
+
+# Handled by the importer itself, outside its table of operators.
+_DIRECT = {"Constant", "If"}
+_FATAL = 4  # log severity
 
 
-def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with dynamic axes at 1 and its constants folded, by ONNX Runtime's basic optimiser.
+def static(proto: onnx.ModelProto, dims: Mapping[str, int]) -> onnx.ModelProto:
+    """A copy of the model whose inputs have no sizes known only at run time.
+
+    Args:
+        dims: sizes by their symbolic name; others become 1.
+
+    Raises:
+        BackendError: ``dims`` names a size that no input has.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    unknown = set(dims)
+    for info in copy.graph.input:
+        for dim in info.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                unknown.discard(dim.dim_param)
+                dim.dim_value = dims.get(dim.dim_param, 1)
+    if unknown:
+        raise BackendError(f"no input of the model has a size called '{min(unknown)}'")
+    # What was inferred for symbolic sizes no longer says anything.
+    del copy.graph.value_info[:]
+    for info in copy.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    return copy
+
+
+def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with constants folded and identities gone, by ONNX Runtime's basic optimisations.
+
+    The importer fails on shape arithmetic that this removes.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options = session_options(threads=1)
+    options.log_severity_level = _FATAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    static = onnx.ModelProto()
-    static.CopyFrom(proto)
-    for info in static.graph.input:
-        for dim in info.type.tensor_type.shape.dim:
-            if not dim.HasField("dim_value"):
-                dim.dim_value = 1
-    for info in static.graph.output:
-        info.type.tensor_type.ClearField("shape")
-    del static.graph.value_info[:]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "folded.onnx"
         options.optimized_model_filepath = str(path)
-        try:
-            onnxruntime.InferenceSession(
-                static.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the runtime raises its own classes, one for each failure
-            first = str(error).strip().splitlines()[0][:300]
-            raise BackendError(f"ONNX Runtime refuses the model: {first}") from None
+        # Weights go beside the model, since one file holds no more than 2 GB.
+        prefix = "session.optimized_model_external_initializers_"
+        options.add_session_config_entry(prefix + "file_name", "folded.data")
+        options.add_session_config_entry(prefix + "min_size_in_bytes", "1024")
+        session(proto, options)
         return onnx.load(path)
 
 
 def unsupported(proto: onnx.ModelProto) -> list[str]:
-    """Operators of the model that TVM's importer does not know, sorted."""
-    known = set(relax_onnx.onnx_frontend._get_convert_map())
-    return sorted(
-        {
-            node.op_type
-            for graph in walk_graphs(proto.graph)
-            for node in graph.node
-            if node.op_type not in known
-        }
-    )
+    """Operators of the model that TVM's importer does not know, sorted; ``domain::Op`` outside ONNX's own."""
+    known = _DIRECT | set(relax_onnx.onnx_frontend._get_convert_map())  # not public; nothing public tells
+    missing = set()
+    for graph in walk_graphs(proto.graph):
+        for node in graph.node:
+            own = node.domain in ("", "ai.onnx")
+            if not own or node.op_type not in known:
+                missing.add(node.op_type if own else f"{node.domain}::{node.op_type}")
+    return sorted(missing)
 
 
 def import_model(proto: onnx.ModelProto) -> Any:
-    """The Relax module of a prepared model, weights as constants.
+    """The Relax module of a static and folded model, weights as constants.
 
     Raises:
-        BackendError: naming the operators, or the node, that cannot be imported.
+        BackendError: naming the operators, or what is wrong, if it cannot be imported.
     """
     missing = unsupported(proto)
     if missing:
         raise BackendError(f"TVM's importer does not know the operators {', '.join(missing)}")
     try:
-        return relax_onnx.from_onnx(proto, keep_params_in_input=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return relax_onnx.from_onnx(proto, keep_params_in_input=False)
     except Exception as error:  # the importer lets any exception of its converters out
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BackendError(f"TVM cannot import the model: {lines[-1][:300]}") from None
+        raise BackendError(f"TVM cannot import the model: {first_line(error)}") from error

@@ -170,7 +170,7 @@ class _Lowering:
         if attrs.data_layout != "NCHW" or not isinstance(w, Constant):
             return False
         weights = w.value.numpy()
-        n, c, h, width = _shape(x)
+        _, c, h, width = _shape(x)
         window = conv.Window(
             kernel=(weights.shape[2], weights.shape[3]),
             strides=_pair(attrs.strides),
@@ -212,7 +212,7 @@ class _Lowering:
         window = conv.Window(
             _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation), _four(attrs.padding)
         )
-        n, _, h, w = _shape(x)
+        h, w = _shape(x)[2:]
         if x not in self.packed or window.out((h, w)) != _shape(var)[2:]:
             return False
         if not largest and any(window.padding) and not attrs.count_include_pad:
