@@ -149,7 +149,8 @@ def evaluate(node: Node, inputs: Sequence[Array | None]) -> Array | None:
         shape = inputs[-1]
         if shape is None or np.prod(np.abs(shape.astype(np.float64))) > FOLD_LIMIT:
             return None
-    return np.asarray(function(node.attrs, *inputs))
+    with np.errstate(all="ignore"):  # as the runtime: what does not fit becomes inf, nan or wraps
+        return np.asarray(function(node.attrs, *inputs))
 
 
 def constant_value(attrs: dict[str, Any]) -> Array | None:

@@ -1,23 +1,25 @@
 """The certificate: the pruned model computes what the original computes with the removed units masked.
 
 Let P be the pruned model. M is the whole-size original in which every operator that mixes positions along
-an axis sees only the kept ones: the weights of a contraction are zero at the removed positions (or its
-activations, where both operands are computed), and a normalisation or reduction runs over the kept
-positions alone. The producers are left as they are, since zeroing them proves nothing: sigmoid(0) is
-not 0, and a bias stays. P is right when P(x) = M(x).
+an axis sees only the kept ones: the weights of a contraction are zero at the removed positions (where both
+operands are computed, it is given the kept positions alone), and a normalisation or reduction runs over
+the kept positions alone. The producers are left as they are, since zeroing them proves nothing: sigmoid(0)
+is not 0, and a bias stays. P is right when P(x) = M(x).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ..analysis.axes import Axis, find
 from ..analysis.facts import Contraction, Normalisation
-from ..analysis.graph import WEIGHT_ELEMENTS
+from ..analysis.graph import WEIGHT_ELEMENTS, Node
 from ..analysis.groups import Analysis, Exactness, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
@@ -141,10 +143,16 @@ class _Masker:
         self.walk = analysis.walk
         self.selection = selection
         self.edit = Edit(analysis.model.proto)
+        self.masked: dict[tuple[int, int], NDArray[Any]] = {}  # weights with zeros, by node and input
 
     def run(self) -> onnx.ModelProto:
         for contraction in self.walk.contractions:
             self._zero(contraction)
+        for node in self.walk.nodes:
+            for i, name in enumerate(node.inputs):
+                if (node.index, i) in self.masked:
+                    weight = self.edit.constant(self.masked[node.index, i], f"{name}.masked")
+                    self.edit.set_input(self.edit.nodes[node_key(node.proto)], i, weight)
         for normalisation in self.walk.normalisations:
             self._restrict(normalisation)
         return self.edit.finish()
@@ -154,23 +162,26 @@ class _Masker:
         axes = [self.walk.axes(node, i)[k] for i, k in fact.places]
         if not any(self.selection.shrinks(axis) for axis in axes):
             return
-        proto = self.edit.nodes[node_key(node.proto)]
         weights = [(i, k) for i, k in fact.places if self.walk.is_constant(node, i)]
         if weights:
             i, k = weights[0]
             constant = self.walk.constants[node.inputs[i]]
-            value = constant.value * self._mask(self.walk.axes(node, i), k, constant.dtype)
-            self.edit.set_input(
-                proto, i, self.edit.constant(value.astype(constant.dtype), f"{constant.name}.masked")
-            )
-            return
-        i, k = fact.places[0]
-        data = proto.input[i]
-        axes = self.walk.axes(node, i)
-        mask = self.edit.constant(self._mask(axes, k, np.dtype(np.float32)), f"{data}.mask")
-        like = self.edit.insert_before(node_key(proto), "CastLike", [mask, data], f"{data}.mask_like")
-        masked = self.edit.insert_before(node_key(proto), "Mul", [data, like], f"{data}.masked")
-        self.edit.set_input(proto, i, masked)
+            mask = self._mask(self.walk.axes(node, i), k, constant.dtype)
+            before = self.masked.get((node.index, i), constant.value)
+            self.masked[node.index, i] = (before * mask).astype(constant.dtype)
+        else:
+            for i, k in fact.places:
+                self._see_kept(node, i, k)
+
+    def _see_kept(self, node: Node, i: int, k: int) -> None:
+        """Let a node read only the kept positions of axis ``k`` of input ``i``."""
+        kept = self.selection.positions(self.walk.axes(node, i)[k])
+        if kept is not None:
+            key = node_key(node.proto)
+            proto = self.edit.nodes[key]
+            index = self.edit.constant(kept, f"{key}.kept")
+            seen = self.edit.insert_before(key, "Gather", [proto.input[i], index], f"{key}.seen", axis=k)
+            self.edit.set_input(proto, i, seen)
 
     def _mask(self, axes: list[Axis], k: int, dtype: np.dtype) -> np.ndarray:
         """Ones at kept and zeros at removed positions of axis ``k``, ready to broadcast."""
@@ -195,11 +206,7 @@ class _Masker:
         proto = self.edit.nodes[node_key(node.proto)]
         key = node_key(node.proto)
         for i, k in fact.inputs:
-            kept = self.selection.positions(self.walk.axes(node, i)[k])
-            if kept is not None:
-                index = self.edit.constant(kept, f"{key}.kept")
-                data = self.edit.insert_before(key, "Gather", [proto.input[i], index], f"{key}.seen", axis=k)
-                self.edit.set_input(proto, i, data)
+            self._see_kept(node, i, k)
         spread = []
         for o, k in fact.outputs:
             kept = self.selection.positions((self.walk.axes_of[node.outputs[o]] or [])[k])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import onnx_prune
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ["analysis", "passes", "backends"]  # each may import those before it
@@ -21,7 +24,9 @@ def imports(path: Path) -> list[tuple[str, int]]:
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            found.append((".".join([*base, *(node.module or "").split(".")]).strip("."), node.lineno))
+            module = ".".join([*base, *filter(None, [node.module])])
+            # ``from . import x`` may name a module as well as something in one.
+            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
     return found
 
 
@@ -35,6 +40,32 @@ def test_imports_run_one_way() -> None:
             for module, line in imports(path):
                 above = [f"onnx_prune.{other}" for other in [*FLOORS[floor + 1 :], "cli"]]
                 assert not module.startswith(tuple(above)), f"{path}:{line} imports {module}"
+
+
+def test_nothing_imports_the_command_line() -> None:
+    allowed = ROOT / "__main__.py"
+    for path in [*ROOT.glob("*.py"), *(path for folder in [*FLOORS, "models"] for path in sources(folder))]:
+        for module, line in imports(path):
+            above = "onnx_prune.cli", "onnx_prune.tests", "onnx_prune.tools"
+            assert path == allowed or not module.startswith(above), f"{path}:{line} imports {module}"
+
+
+def test_the_package_imports_itself_relatively() -> None:
+    """Only the command line uses the public name: it is a user of the API like any other."""
+    for path in (path for folder in [*FLOORS, "models"] for path in sources(folder)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            assert not any(name.split(".")[0] == "onnx_prune" for name in names), f"{path} {names}"
+
+
+def test_the_public_api_is_documented() -> None:
+    for name in onnx_prune.__all__:
+        thing = getattr(onnx_prune, name)
+        assert inspect.getdoc(thing), name
+        if inspect.isfunction(thing):
+            assert "return" in thing.__annotations__, name
 
 
 def test_tvm_is_imported_only_inside_backends() -> None:

@@ -154,6 +154,13 @@ def test_einsum_of_two_projections() -> None:
     assert shapes(smaller) == {"w0": (6, 4), "w1": (6, 4)}
 
 
+def test_einsum_that_sums_over_two_axes_of_a_weight() -> None:
+    g = Graph()
+    h = g("Reshape", g("MatMul", g.input(1, 5, 6), g.weight(6, 16)), g.ints(1, 5, 4, 4))
+    smaller = assert_bit_exact(g.model(g("Einsum", h, g.weight(4, 4, 3), equation="bthd,hdo->bto")))
+    assert shapes(smaller)["w2"] == (2, 2, 3)
+
+
 def test_attention_heads_and_widths() -> None:
     g = Graph()
     x = g.input(1, 5, 6)

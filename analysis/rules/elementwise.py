@@ -25,8 +25,9 @@ def broadcast(shapes: Sequence[Axes]) -> Axes:
 
 @rule(
     *"Identity Cast Relu LeakyRelu ThresholdedRelu Sigmoid Tanh Erf Gelu Sqrt Exp Log Neg Abs".split(),
-    *"Reciprocal Softplus Softsign HardSigmoid HardSwish Elu Selu Celu Mish Swish Ceil Floor Round Sign Not".split(),
-    *"Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh IsNaN IsInf Dropout Shrink BitwiseNot".split(),
+    *"Softplus Softsign HardSigmoid HardSwish Elu Selu Celu Mish Swish Ceil Floor Round Sign Not".split(),
+    *"Reciprocal Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh IsNaN IsInf Dropout Shrink".split(),
+    "BitwiseNot",
 )
 def unary(walk: Walk, node: Node) -> Outputs:
     return [walk.axes(node, 0)] * len(node.outputs)
