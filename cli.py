@@ -24,6 +24,11 @@ from .analysis.errors import OnnxPruneError, UsageError
 from .analysis.report.summary import Row, analysis_json, cost_json, cost_rows, pin_reasons
 from .passes.save import check_writable, save_text
 
+
+def _examples(*commands: str) -> str:
+    return "\n\n".join(["Examples:", *(f"`onnx-prune {command}`" for command in commands)])
+
+
 app = typer.Typer(
     name="onnx-prune",
     help="Prune ONNX models at graph level, prove the result, compile it.",
@@ -140,7 +145,7 @@ def _say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command(epilog="Examples: `onnx-prune analyze model.onnx`, `onnx-prune analyze model.onnx --json -`")
+@app.command(epilog=_examples("analyze model.onnx", "analyze model.onnx --json -"))
 def analyze(model: ModelPath, json_: Json = None) -> None:
     """Show which channels depend on which, and what is pinned."""
     _check_outputs(json_)
@@ -168,8 +173,10 @@ def analyze(model: ModelPath, json_: Json = None) -> None:
 
 
 @app.command(
-    epilog="Examples: `onnx-prune plan model.onnx -o plan.json --ratio 0.5`,"
-    " `onnx-prune plan model.onnx -o plan.json --macs 50% --multiple 8 --ignore conv1`"
+    epilog=_examples(
+        "plan model.onnx -o plan.json --ratio 0.5",
+        "plan model.onnx -o plan.json --macs 50% --multiple 8 --ignore conv1",
+    )
 )
 def plan(
     model: ModelPath,
@@ -213,7 +220,7 @@ def plan(
     )
 
 
-@app.command(epilog="Example: `onnx-prune apply model.onnx plan.json -o smaller.onnx`")
+@app.command(epilog=_examples("apply model.onnx plan.json -o smaller.onnx"))
 def apply(
     model: ModelPath,
     plan: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan made for this model.")],
@@ -236,8 +243,10 @@ def apply(
 
 
 @app.command(
-    epilog="Examples: `onnx-prune prune model.onnx -o smaller.onnx --ratio 0.5`,"
-    " `onnx-prune prune model.onnx -o smaller.onnx --macs 50% --multiple 8 --json -`"
+    epilog=_examples(
+        "prune model.onnx -o smaller.onnx --ratio 0.5",
+        "prune model.onnx -o smaller.onnx --macs 50% --multiple 8 --json -",
+    )
 )
 def prune(
     model: ModelPath,
@@ -308,7 +317,7 @@ def _report(verdict: api.Verdict) -> None:
     _say(f"certificate holds ({verdict.kind}): {verdict.message}")
 
 
-@app.command(epilog="Example: `onnx-prune verify model.onnx smaller.onnx --plan plan.json`")
+@app.command(epilog=_examples("verify model.onnx smaller.onnx --plan plan.json"))
 def verify(
     model: ModelPath,
     pruned: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The pruned model.")],
@@ -327,7 +336,7 @@ def verify(
     _report(verdict)
 
 
-@app.command("compile", epilog="Example: `onnx-prune compile smaller.onnx -o smaller.so --target cpu`")
+@app.command("compile", epilog=_examples("compile smaller.onnx -o smaller.so --target cpu"))
 def compile_(
     model: ModelPath, output: Output, target: Target = "cpu", threads: Threads = 1, json_: Json = None
 ) -> None:
@@ -350,8 +359,9 @@ def compile_(
 
 
 @app.command(
-    epilog="Examples: `onnx-prune bench model.onnx`,"
-    " `onnx-prune bench model.onnx smaller.onnx --against onnxruntime --threads 2 --json -`"
+    epilog=_examples(
+        "bench model.onnx", "bench model.onnx smaller.onnx --against onnxruntime --threads 2 --json -"
+    )
 )
 def bench(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="Models to time.")],

@@ -19,6 +19,7 @@ from ..analysis.errors import BackendError, UsageError
 from ..passes.save import save_text, write_atomic
 from .base import Arrays, TensorSpec, check_inputs, signature
 from .onnxruntime import first_line
+from .quiet import native_log_hidden
 
 _FORMAT = 1
 _BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
@@ -94,7 +95,8 @@ class CpuArtifact:
 
         def write(temporary: Path) -> None:
             try:
-                self.executable.export_library(str(temporary))
+                with native_log_hidden():
+                    self.executable.export_library(str(temporary))
             except RuntimeError as error:
                 raise BackendError(
                     f"cannot link '{path}'; a C++ compiler such as g++ is needed: {first_line(error)}"
@@ -142,7 +144,8 @@ def load_artifact(path: str | Path) -> CpuArtifact:
     if digest != described:
         raise BackendError(f"'{path}' is not the library that '{beside.name}' describes")
     try:
-        return CpuArtifact(tvm.runtime.load_module(str(path)), inputs, outputs, target)
+        with native_log_hidden():
+            return CpuArtifact(tvm.runtime.load_module(str(path)), inputs, outputs, target)
     except Exception as error:
         raise BackendError(f"cannot load '{path}': {first_line(error)}") from error
 
@@ -181,13 +184,14 @@ class CpuBackend:
 
         fixed = frontend.static(model, self.dims)
         inputs, outputs = signature(fixed)
-        module = frontend.import_model(frontend.fold(fixed))
-        shapes = build.output_shapes(module)
-        outputs = tuple(
-            TensorSpec(spec.name, spec.dtype, shape) for spec, shape in zip(outputs, shapes, strict=True)
-        )
-        target = build.host_target(self.threads)
-        return CpuArtifact(build.build(module, target), inputs, outputs, target)
+        with native_log_hidden():
+            module = frontend.import_model(frontend.fold(fixed))
+            shapes = build.output_shapes(module)
+            outputs = tuple(
+                TensorSpec(spec.name, spec.dtype, shape) for spec, shape in zip(outputs, shapes, strict=True)
+            )
+            target = build.host_target(self.threads)
+            return CpuArtifact(build.build(module, target), inputs, outputs, target)
 
 
 def _flat(result: Any) -> list[NDArray[Any]]:

@@ -60,7 +60,7 @@ def execute(proto: onnx.ModelProto, inputs: Mapping[str, NDArray[Any]]) -> Array
     try:
         if proto.ByteSize() < _PROTO_LIMIT:
             session = onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         else:
             with tempfile.TemporaryDirectory() as folder:

@@ -19,8 +19,9 @@ from onnx_prune.models.digits import FOLDER
 RESNET = str(FOLDER / "digits_resnet.onnx")
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from onnx_prune.cli import main; main()", *map(str, arguments)]
+def start(*arguments: str | Path, before: str = "pass") -> subprocess.Popen[str]:
+    code = f"from onnx_prune.cli import main; {before}; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / ".dev")}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
@@ -121,8 +122,10 @@ def test_names_in_a_model_are_printed_as_they_are(tmp_path: Path) -> None:
 def test_control_c_stops_without_a_trace(tmp_path: Path) -> None:
     source, output = tmp_path / "model.onnx", tmp_path / "out.onnx"
     save(Model(zoo.load("tv_resnet50")), source)
-    with start("prune", source, "-o", output, "--ratio", "0.5") as running:
-        time.sleep(2.5)  # past the start of Python, within the certificate
+    with start("prune", source, "-o", output, "--ratio", "0.5", before="print(flush=True)") as running:
+        assert running.stdout is not None
+        running.stdout.readline()  # everything is imported
+        time.sleep(0.5)
         running.send_signal(signal.SIGINT)
         _, told = running.communicate(timeout=60)
     assert running.returncode in (0, 130)  # 0 where a fast machine was done

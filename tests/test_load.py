@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,29 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelError, match="no file"):
+        load(tmp_path / "pipe")
+    with pytest.raises(ModelError, match="no file"):
+        load(written(tmp_path, external("pipe")))
+
+
+def test_names_of_branches_may_repeat_but_not_shadow(tmp_path: Path) -> None:
+    def branch(name: str) -> onnx.GraphProto:
+        made = helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
+        return helper.make_graph([helper.make_node("Neg", ["x"], [name])], name, [], [made])
+
+    def choice(name: str) -> onnx.ModelProto:
+        info = [helper.make_tensor_value_info(n, t, [1]) for n, t in (("x", 1), ("c", 9), ("y", 1))]
+        node = helper.make_node("If", ["c"], ["y"], then_branch=branch(name), else_branch=branch(name))
+        return helper.make_model(helper.make_graph([node], "g", info[:2], info[2:]))
+
+    assert load(written(tmp_path, choice("z")))
+    with pytest.raises(ModelError, match="'x', made by Neg 'x', is defined twice"):
+        load(written(tmp_path, choice("x")))
+
+
 def test_random_damage_never_crashes(tmp_path: Path) -> None:
     """Whatever bytes change, the model loads or is refused with a typed error."""
     data = np.frombuffer(model().proto.SerializeToString(), np.uint8)
@@ -69,6 +93,13 @@ def test_random_damage_never_crashes(tmp_path: Path) -> None:
         (lambda g: g.node[0].input.append("ghost"), "'ghost'"),
         (lambda g: g.node.append(g.node[0]), "defined twice"),
         (lambda g: g.output.append(onnx.ValueInfoProto(name="ghost")), "'ghost'"),
+        (lambda g: g.input.append(g.input[0]), "input 'x' is defined twice"),
+        (lambda g: g.node[0].input.append(g.node[1].output[0]), "a cycle, or not sorted"),
+        (lambda g: setattr(g.initializer[0], "data_type", 99), "'w0'.*unknown data type"),
+        (lambda g: setattr(g.initializer[0], "data_type", TensorProto.STRING), "'w0' holds strings"),
+        (lambda g: g.initializer[0].dims.__setitem__(0, -8), "'w0' has a negative size"),
+        (lambda g: g.initializer[0].dims.extend([1 << 40] * 4), "'w0'.*bytes"),
+        (lambda g: g.initializer[0].ClearField("raw_data"), "'w0'.*elements"),
     ],
 )
 def test_inconsistent_graphs(tmp_path: Path, change, told: str) -> None:

@@ -5,6 +5,7 @@ Odd channel counts are padded with zero weights, so that padded lanes never reac
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +111,58 @@ def _reach(window: Window, tiles: tuple[int, int]) -> tuple[int, int]:
     return (h - 1) * s[0] + d[0] * (k[0] - 1) + 1, (w - 1) * s[1] + d[1] * (k[1] - 1) + 1
 
 
-def conv2d(x: Any, weights: Any, window: Window, size: tuple[int, int], blocks: int, tile: Tile) -> Any:
-    """Convolution of x (N, I/8, H, W, 8), or (N, I, H, W) for few channels, to (N, O/8, OH, OW, 8)."""
+def joined_groups(each_in: int, each_out: int, groups: int) -> int:
+    """How many groups to join so that their channels fill whole lanes, on both sides; at most all."""
+    both = math.lcm(LANES // math.gcd(each_in, LANES), LANES // math.gcd(each_out, LANES))
+    return min(both, groups)
+
+
+def join_groups(weights: NDArray[Any], groups: int, joined: int) -> NDArray[Any]:
+    """Weights of a grouped convolution for groups ``joined`` times as wide, zero between the old ones.
+
+    (O, I/g, KH, KW) gives (O', joined·I/g, KH, KW), O' rounded up to whole groups.
+    """
+    out, each_in, kh, kw = weights.shape
+    each_out, sections = out // groups, ceil_div(groups, joined)
+    wide = np.zeros((sections * joined, each_out, joined, each_in, kh, kw), weights.dtype)
+    split = weights.reshape(groups, each_out, each_in, kh, kw)
+    for group in range(groups):
+        wide[group, :, group % joined] = split[group]
+    return wide.reshape(sections * joined * each_out, joined * each_in, kh, kw)
+
+
+def divisor_tile(tile: Tile, blocks: int) -> Tile:
+    """The tile with fewer blocks of channels, so that none holds blocks of two groups."""
+    channels = max(c for c in range(1, tile.channels + 1) if blocks % c == 0)
+    return Tile(channels, tile.rows, tile.columns)
+
+
+def repeat_channels(x: Any, channels: int, times: int) -> Any:
+    """Each channel of x (N, C/8, H, W, 8) ``times`` over: (N, channels/8, H, W, 8)."""
+
+    def at(b: Any, c: Any, i: Any, j: Any, v: Any) -> Any:
+        source = tirx.floordiv(tirx.min(c * LANES + v, i64(channels - 1)), i64(times))
+        return x[b, tirx.floordiv(source, i64(LANES)), i, j, tirx.floormod(source, i64(LANES))]
+
+    shape = (x.shape[0], i64(ceil_div(channels, LANES)), x.shape[2], x.shape[3], i64(LANES))
+    return te.compute(shape, at, name="repeat")
+
+
+def conv2d(
+    x: Any,
+    weights: Any,
+    window: Window,
+    size: tuple[int, int],
+    blocks: int,
+    tile: Tile,
+    sections: int = 1,
+) -> Any:
+    """Convolution of x (N, I/8, H, W, 8), or (N, I, H, W) for few channels, to (N, O/8, OH, OW, 8).
+
+    Args:
+        blocks: O/8, rounded up.
+        sections: groups that the channels fall into, each filling whole lanes.
+    """
     oh, ow = window.out(size)
     ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
     rows, columns = _reach(window, (ohp, owp))
@@ -122,10 +173,20 @@ def conv2d(x: Any, weights: Any, window: Window, size: tuple[int, int], blocks: 
         for e, name in ((inner, "rc"), (kh, "ry"), (kw, "rx"), (lanes, "rv"))
     )
     (sy, sx), (dy, dx), t = window.strides, window.dilations, tile.channels
+    each = ceil_div(int(outer), sections)
+
+    def source(o: Any) -> Any:
+        if sections == 1:
+            return rc
+        # Joined groups past the last one have zero weights: any block will do.
+        block = tirx.floordiv(o, i64(each)) * inner + rc
+        return tirx.min(block, data.shape[1] - 1)
+
     sums = te.compute(
         (x.shape[0], outer, i64(ohp), i64(owp), i64(t), i64(LANES)),
         lambda b, o, i, j, c, v: te.sum(
-            data[b, rc, i * sy + ry * dy, j * sx + rx * dx, rv] * weights[o, rc, ry, rx, rv, c * LANES + v],
+            data[b, source(o), i * sy + ry * dy, j * sx + rx * dx, rv]
+            * weights[o, rc, ry, rx, rv, c * LANES + v],
             axis=[rc, ry, rx, rv],
         ),
         name="conv_sum",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
 from .common import WORTH_THREADS, annotated, block_flops, ceil_div, extent, i64, inline_around, vectorize
+
+# Reads an element of an operand at a position.
+Read = Callable[[Sequence[Any]], Any]
 
 # Rows × columns of results kept in registers, with what they cost over the ideal.
 _TILES = [
@@ -40,23 +44,21 @@ def pack_weights(weights: NDArray[Any], columns: int) -> NDArray[Any]:
     return np.ascontiguousarray(padded.reshape(k, panels, columns).transpose(1, 0, 2))
 
 
-def matmul_packed(x: Any, weights: Any, n: int, tile: tuple[int, int]) -> Any:
-    """x (..., K) with at most one leading axis longer than 1, times packed weights: (..., N)."""
+def matmul_packed(x: Read, lead: Sequence[int], k: int, weights: Any, n: int, tile: tuple[int, int]) -> Any:
+    """x (*lead, k) times packed weights: (*lead, n). At most one axis of ``lead`` is longer than 1."""
     mr, nr = tile
-    shape = [int(d) for d in x.shape]
-    lead = shape[:-1]
     long = next((i for i, d in enumerate(lead) if d != 1), len(lead) - 1)
     m = lead[long]
     padded = ceil_div(m, mr) * mr
-    k = te.reduce_axis((i64(0), i64(shape[-1])), "k")
+    depth = te.reduce_axis((i64(0), i64(k)), "k")
 
-    def row(i: Any) -> list[Any]:
+    def at(i: Any) -> list[Any]:
         i = i if padded == m else tirx.min(i, i64(m - 1))
         return [i if axis == long else i64(0) for axis in range(len(lead))]
 
     sums = te.compute(
         (i64(padded), weights.shape[0], i64(nr)),
-        lambda i, panel, j: te.sum(x(*row(i), k) * weights[panel, k, j], axis=[k]),
+        lambda i, panel, j: te.sum(x([*at(i), depth]) * weights[panel, depth, j], axis=[depth]),
         name="gemm_sum",
         attrs={"gemm.tile": f"{mr},{nr},{long}"},
     )
@@ -67,40 +69,53 @@ def matmul_packed(x: Any, weights: Any, n: int, tile: tuple[int, int]) -> Any:
     )
 
 
-def matmul_batched(x: Any, y: Any, tile: tuple[int, int]) -> Any:
-    """x (B..., M, K) times y (B..., K, N), panels of y packed inside the kernel."""
-    mr, nr = tile
-    batch = list(x.shape[:-2])
-    depth = len(batch)
-    m, k_size, n = int(x.shape[-2]), int(x.shape[-1]), int(y.shape[-1])
+def matmul_batched(
+    x: Read,
+    y: Read,
+    batch: Sequence[int],
+    sizes: tuple[int, int, int],
+    order: Sequence[int],
+    tile: tuple[int, int],
+) -> Any:
+    """x (*batch, m, k) times y (*batch, k, n), panels of y packed inside the kernel.
+
+    Args:
+        sizes: m, k, n.
+        order: axes of (*batch, m, n) in the order in which the result has them; n is the last.
+    """
+    (mr, nr), (m, k, n), depth = tile, sizes, len(batch)
     panels, padded = ceil_div(n, nr), ceil_div(m, mr) * mr
-    k = te.reduce_axis((i64(0), i64(k_size)), "k")
+    inner = te.reduce_axis((i64(0), i64(k)), "k")
+    full = [i64(d) for d in (*batch, m, n)]
 
     def pack(*at: Any) -> Any:
         lead, (panel, row, lane) = at[:depth], at[depth:]
         column = panel * i64(nr) + lane
         if n % nr == 0:
-            return y(*lead, row, column)
-        return tirx.if_then_else(column < i64(n), y(*lead, row, column), tirx.const(0.0, "float32"))
+            return y([*lead, row, column])
+        return tirx.if_then_else(column < i64(n), y([*lead, row, column]), tirx.const(0.0, "float32"))
 
-    packed = te.compute([*batch, i64(panels), i64(k_size), i64(nr)], pack, name="gemm_pack")
+    packed = te.compute([*full[:depth], i64(panels), i64(k), i64(nr)], pack, name="gemm_pack")
 
     def product(*at: Any) -> Any:
         lead, (i, panel, lane) = at[:depth], at[depth:]
         i = i if padded == m else tirx.min(i, i64(m - 1))
-        return te.sum(x(*lead, i, k) * packed(*lead, panel, k, lane), axis=[k])
+        return te.sum(x([*lead, i, inner]) * packed(*lead, panel, inner, lane), axis=[inner])
 
     sums = te.compute(
-        [*batch, i64(padded), i64(panels), i64(nr)],
+        [*full[:depth], i64(padded), i64(panels), i64(nr)],
         product,
         name="gemm_sum",
-        attrs={"gemm.batched": f"{mr},{nr}"},
+        attrs={"gemm.batched": f"{mr},{nr},{list(order).index(depth)}"},
     )
-    return te.compute(
-        [*batch, i64(m), i64(n)],
-        lambda *at: sums(*at[:-1], tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))),
-        name="gemm_out",
-    )
+
+    def result(*at: Any) -> Any:
+        place: list[Any] = [None] * len(order)
+        for axis, position in zip(order, at, strict=True):
+            place[axis] = position
+        return sums(*place[:-1], tirx.floordiv(place[-1], i64(nr)), tirx.floormod(place[-1], i64(nr)))
+
+    return te.compute([full[axis] for axis in order], result, name="gemm_out")
 
 
 class Gemm:
@@ -118,13 +133,13 @@ class Gemm:
         if found is None:
             return None
         sums, tile = found[0], [int(v) for v in str(found[1]).split(",")]
-        mr, nr = tile[:2]
+        mr, nr, _ = tile
         out = inline_around(schedule, lambda name: name in ("gemm_pack", "gemm_sum"))
         loops = schedule.get_loops(out)
         if len(loops) < 2:
             return None
-        row = loops[tile[2]] if constant else loops[-2]
-        rest = [loop for loop in loops[:-1] if loop is not row and not loop.same_as(row)]
+        row = loops[tile[2]]
+        rest = [loop for axis, loop in enumerate(loops[:-1]) if axis != tile[2]]
         panel, lane = schedule.split(loops[-1], [None, nr])
         outer_row, inner_row = schedule.split(row, [None, mr])
         if constant:

@@ -1,0 +1,150 @@
+"""The walk's memory: each activation in the forms made so far, and how to make the others.
+
+A four-dimensional activation can exist plain (N, C, H, W) and packed (N, C/8, H, W, 8), its padded lanes
+holding anything finite. The other form is made where somebody asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx
+from tvm.ir import Constant
+
+from .schedules.common import LANES, ceil_div, i64
+
+# How TVM's fusion treats a kernel: as a root that takes elementwise operators in, or alone.
+ELEMENTWISE, INJECTIVE, FUSIBLE, ALONE = 0, 2, 4, 8
+
+
+def shape_of(expression: Any) -> tuple[int, ...] | None:
+    """The static shape of a tensor expression, or None."""
+    type_ = expression.ty
+    if not isinstance(type_, relax.TensorType) or type_.shape is None:
+        return None
+    try:
+        return tuple(int(size) for size in type_.shape)
+    except TypeError:
+        return None
+
+
+def static_shape(expression: Any) -> tuple[int, ...]:
+    """The shape of an expression that is known to have a static one."""
+    shape = shape_of(expression)
+    assert shape is not None
+    return shape
+
+
+def is_float(expression: Any) -> bool:
+    """Whether an expression is a float32 tensor of static shape."""
+    type_ = expression.ty
+    return (
+        isinstance(type_, relax.TensorType)
+        and str(type_.dtype) == "float32"
+        and shape_of(expression) is not None
+    )
+
+
+def operator(value: Any) -> str:
+    """Name of the operator that a value calls, or an empty string."""
+    return getattr(value.op, "name", "") if isinstance(value, relax.Call) else ""
+
+
+class Forms:
+    """Attributes:
+    builder: where new bindings go.
+    definitions: what each variable of the original function is bound to.
+    uses: in how many places of the original function a variable is read.
+    plain, packed: the forms that exist of each variable of the original function.
+    """
+
+    def __init__(self, module: Any) -> None:
+        function = module["main"]
+        # The importer brings kernels of its own; the builder must keep clear of their names.
+        kernels = {name: kernel for name, kernel in module.functions.items() if name.name_hint != "main"}
+        self.builder = relax.BlockBuilder(tvm.IRModule(kernels))
+        self.plain: dict[Any, Any] = {parameter: parameter for parameter in function.params}
+        self.packed: dict[Any, Any] = {}
+        self.definitions: dict[Any, Any] = {}
+        self.uses: dict[Any, int] = {}
+        for binding in function.body.blocks[0].bindings:
+            self.definitions[binding.var] = binding.value
+            self._count(binding.value)
+        self._count(function.body.body)
+
+    def _count(self, value: Any) -> None:
+        if isinstance(value, relax.Var):
+            self.uses[value] = self.uses.get(value, 0) + 1
+        elif isinstance(value, relax.Call):
+            for argument in value.args:
+                self._count(argument)
+        elif isinstance(value, relax.Tuple):
+            for field in value.fields:
+                self._count(field)
+        elif isinstance(value, relax.TupleGetItem):
+            self._count(value.tuple_value)
+
+    def definition(self, expression: Any) -> Any:
+        """What an expression is bound to; None for a parameter or a constant."""
+        return self.definitions.get(expression) if isinstance(expression, relax.Var) else None
+
+    def emit(self, compute: Callable[..., Any], name: str, pattern: int, *arguments: Any) -> Any:
+        """A new kernel, computed by a TE function of ``arguments``."""
+        return self.builder.emit_te(
+            compute, *arguments, primfunc_name_hint=name, primfunc_attrs={"op_pattern": pattern}
+        )
+
+    def rebuild(self, value: Any) -> Any:
+        """The expression with every variable in its plain form."""
+        if isinstance(value, relax.Var):
+            return self._unpack(value)
+        if isinstance(value, relax.Tuple):
+            return relax.Tuple([self.rebuild(field) for field in value.fields])
+        if isinstance(value, relax.TupleGetItem):
+            return relax.TupleGetItem(self.rebuild(value.tuple_value), value.index)
+        if isinstance(value, relax.Call):
+            arguments = [self.rebuild(argument) for argument in value.args]
+            return relax.Call(value.op, arguments, value.attrs, value.ty_args)
+        return value
+
+    def _unpack(self, var: Any) -> Any:
+        if var not in self.plain:
+            shape = [i64(size) for size in static_shape(var)]
+
+            def unpack(x: Any) -> Any:
+                return te.compute(
+                    shape,
+                    lambda b, k, i, j: x[b, tirx.floordiv(k, i64(LANES)), i, j, tirx.floormod(k, i64(LANES))],
+                    name="unpack",
+                )
+
+            self.plain[var] = self.emit(unpack, "unpack", ALONE, self.packed[var])
+        return self.plain[var]
+
+    def pack(self, expression: Any) -> Any:
+        """The packed form of a four-dimensional activation or constant."""
+        if isinstance(expression, relax.Var) and expression in self.packed:
+            return self.packed[expression]
+        n, c, h, w = static_shape(expression)
+        if isinstance(expression, Constant):
+            value = np.zeros((n, ceil_div(c, LANES) * LANES, h, w), np.float32)
+            value[:, :c] = expression.value.numpy()
+            packed = value.reshape(n, -1, LANES, h, w).transpose(0, 1, 3, 4, 2)
+            return relax.const(np.ascontiguousarray(packed))
+
+        def pack(x: Any) -> Any:
+            def at(b: Any, k: Any, i: Any, j: Any, v: Any) -> Any:
+                channel = k * i64(LANES) + v
+                if c % LANES == 0:
+                    return x[b, channel, i, j]
+                return tirx.if_then_else(channel < i64(c), x[b, channel, i, j], tirx.const(0.0, "float32"))
+
+            return te.compute([i64(d) for d in (n, ceil_div(c, LANES), h, w, LANES)], at, name="pack")
+
+        result = self.emit(pack, "pack", ALONE, self.rebuild(expression))
+        if isinstance(expression, relax.Var):
+            self.packed[expression] = result
+        return result
