@@ -23,9 +23,9 @@ def result() -> PruneResult:
     return prune(Model(g.model(g.conv(x, 8, 2)).proto), ratio=0.5)
 
 
-def page(result: PruneResult, title: str = "title") -> str:
+def page(result: PruneResult, title: str = "title", holds: bool = True) -> str:
     rows = cost_rows(result.before, result.after)
-    return render(title, rows, "holds", result.analysis, result.plan, ["a note"])
+    return render(title, rows, "as measured", holds, result.analysis, result.plan, ["a note"])
 
 
 def test_the_page_is_well_formed_and_complete(result: PruneResult) -> None:
@@ -49,6 +49,11 @@ def test_the_page_is_well_formed_and_complete(result: PruneResult) -> None:
 
 def test_names_from_a_model_are_text_and_nothing_else(result: PruneResult) -> None:
     assert HOSTILE not in page(result, title=HOSTILE)
+
+
+def test_a_broken_certificate_is_marked(result: PruneResult) -> None:
+    assert 'class="certificate broken"' in page(result, holds=False)
+    assert 'class="certificate broken"' not in page(result)
 
 
 def test_the_page_loads_nothing_from_elsewhere(result: PruneResult) -> None:

@@ -58,7 +58,7 @@ def main() -> None:
     ]
     certificate = f"{'holds' if verdict.ok else 'does not hold'} ({verdict.kind}): {verdict.message}"
     notes = [f"Accuracy on {len(digits.labels)} images that were never trained on. {NOTE}"]
-    save_text(render(NAME, rows, certificate, analysis, plan, notes), OUT / "report.html")
+    save_text(render(NAME, rows, certificate, verdict.ok, analysis, plan, notes), OUT / "report.html")
     show(rows, certificate)
 
 

@@ -25,6 +25,7 @@ def render(
     title: str,
     rows: Sequence[Row],
     certificate: str,
+    holds: bool,
     analysis: Analysis,
     plan: Plan,
     notes: Sequence[str] = (),
@@ -35,6 +36,7 @@ def render(
         title: names the model.
         rows: the table of what changed.
         certificate: what the check found, as a sentence that follows the word "certificate".
+        holds: whether it held.
         analysis: of the model before pruning; its groups and pins are listed.
         plan: what was removed.
         notes: sentences below the table, such as how times were taken.
@@ -54,6 +56,7 @@ def render(
         rows=rows,
         notes=notes,
         certificate=certificate,
+        holds=holds,
         groups=groups,
         pins=analysis.pins,
         options={name: _text(value) for name, value in plan.options.items()},
