@@ -97,6 +97,17 @@ def _listed(things: Sequence[object]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def _tie_counts(same: SameCount) -> bool:
+    """Tie axes position by position, unless they are separate free atoms; whether that did anything."""
+    axes = [find(axis) for axis in same.axes]
+    if len(set(axes)) == len(axes) and all(axis.kind == "atom" for axis in axes):
+        return False
+    before = [tuple(atoms(axis)) for axis in axes]
+    for axis in axes[1:]:
+        unify(axes[0], axis)
+    return [tuple(atoms(axis)) for axis in axes] != before
+
+
 class Analysis:
     """What is known of the channels of a model. Made by `analyze`; reads no weights."""
 
@@ -112,21 +123,8 @@ class Analysis:
 
     def _close_counts(self) -> None:
         """Equal counts: separate free atoms may differ in their positions, anything else is tied."""
-        changed = True
-        while changed:
-            changed = False
-            for same in self.walk.same_counts:
-                axes = [find(axis) for axis in same.axes]
-                if all(axis is axes[0] for axis in axes) or all(reason(axis) for axis in axes):
-                    continue
-                if len(set(axes)) == len(axes) and all(axis.kind == "atom" for axis in axes):
-                    continue
-                for axis in axes[1:]:
-                    unify(axes[0], axis)
-                changed = True
-                if any(find(axis) is not find(axes[0]) for axis in axes):
-                    # Views of one base stay different types however often they are tied.
-                    changed = changed and axes != [find(axis) for axis in axes]
+        while any(_tie_counts(same) for same in self.walk.same_counts):
+            pass  # a tie can bind atoms of a set that was settled
         for same in self.walk.same_counts:
             for axis in map(find, same.axes):
                 if axis.kind == "atom":
