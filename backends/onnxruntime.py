@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,27 @@ PROTO_LIMIT = (1 << 31) - 1
 _ERROR = 3  # log severity; 4 is fatal
 
 
-def session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def session(
+    model: onnx.ModelProto, options: onnxruntime.SessionOptions, without: Sequence[str] = ()
+) -> onnxruntime.InferenceSession:
     """A CPU session for ``model``.
+
+    Args:
+        without: names of graph optimisations to leave out.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
     """
-    providers = ["CPUExecutionProvider"]
+    arguments = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": list(without)}
     try:
         if model.ByteSize() < PROTO_LIMIT:
-            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, **arguments)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             copy = onnx.ModelProto()
             copy.CopyFrom(model)  # saving with external data empties the tensors of what it saves
             onnx.save(copy, path, save_as_external_data=True)
-            return onnxruntime.InferenceSession(path, options, providers=providers)
+            return onnxruntime.InferenceSession(path, options, **arguments)
     except Exception as error:  # the runtime raises its own classes, one for each failure
         raise BackendError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
 

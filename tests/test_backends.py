@@ -126,6 +126,8 @@ def test_a_backend_needs_a_thread(backend: type) -> None:
         (37, 23, 1, 7, {}),
         (16, 24, 3, 10, {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
         (12, 20, 3, 13, {"pads": [2, 1, 0, 1], "dilations": [2, 1], "strides": [1, 2]}),
+        (9, 8, 3, 5, {"pads": [6, 6, 6, 6], "dilations": [6, 6]}),
+        (9, 8, 3, 5, {"pads": [8, 3, 4, 7], "dilations": [4, 5], "strides": [2, 1]}),
         (8, 9, 5, 9, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     ],
 )

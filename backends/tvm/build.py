@@ -12,6 +12,7 @@ from tvm.s_tir import dlight
 from tvm.target import codegen
 
 from ...analysis.errors import BackendError
+from .constants import tidy
 from .lower import lower
 from .schedules.conv import Conv, Depthwise
 from .schedules.elementwise import Elementwise
@@ -68,12 +69,7 @@ def build(module: Any, description: Mapping[str, Any]) -> Any:
 def lower_graph(module: Any) -> Any:
     """Relax passes from imported operators to fused functions."""
     t = relax.transform
-    before = [
-        t.DecomposeOpsForInference(),
-        t.CanonicalizeBindings(),
-        t.FoldConstant(),
-        t.DeadCodeElimination(),
-    ]
+    before = [t.CanonicalizeBindings(), t.FoldConstant(), t.DeadCodeElimination()]
     after = [
         t.LegalizeOps(),
         t.AnnotateTIROpPattern(),
@@ -83,6 +79,7 @@ def lower_graph(module: Any) -> Any:
         t.FuseTIR(),
         t.DeadCodeElimination(),
     ]
+    module = tidy(t.DecomposeOpsForInference()(module))
     module = tvm.transform.Sequential(before)(module)
     return tvm.transform.Sequential(after)(lower(module))
 

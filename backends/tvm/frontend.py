@@ -19,6 +19,8 @@ from ..onnxruntime import first_line, session, session_options
 # Handled by the importer itself, outside its table of operators.
 _DIRECT = {"Constant", "If"}
 _FATAL = 4  # log severity
+# It puts a product and its bias into a Gemm between two reshapes, which keep others from fusing with it.
+_WITHOUT = ("MatMulAddFusion",)
 
 
 def static(proto: onnx.ModelProto, dims: Mapping[str, int]) -> onnx.ModelProto:
@@ -65,7 +67,7 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
         prefix = "session.optimized_model_external_initializers_"
         options.add_session_config_entry(prefix + "file_name", "folded.data")
         options.add_session_config_entry(prefix + "min_size_in_bytes", "1024")
-        session(proto, options)
+        session(proto, options, _WITHOUT)
         return onnx.load(path)
 
 

@@ -35,6 +35,10 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
         padding=_four(attrs.padding),
     )
     groups, out, size = int(attrs.groups), weights.shape[0], (h, width)
+    weights, window = conv.without_idle_taps(weights, window, size)
+    # A gate of one position would be fused with the image it is spread over, and computed again for each
+    # of its positions.
+    pattern = FUSIBLE if window.out(size) != (1, 1) else ALONE
     each_in, each_out = c // groups, out // groups
     if groups > 1 and each_in == 1:
         data = forms.pack(x)
@@ -44,7 +48,7 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
         forms.packed[var] = forms.emit(
             lambda d, k: conv.depthwise(d, k, window, size, tile),
             "depthwise",
-            FUSIBLE,
+            pattern,
             data,
             relax.const(conv.pack_depthwise(weights)),
         )
@@ -63,7 +67,7 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     forms.packed[var] = forms.emit(
         lambda d, k: conv.conv2d(d, k, window, size, blocks, tile, sections),
         "conv2d",
-        FUSIBLE,
+        pattern,
         data,
         relax.const(conv.pack_weights(weights, tile, c if thin else LANES)),
     )

@@ -12,7 +12,7 @@ from typing import Any
 from tvm import relax, te, tirx
 from tvm.ir import Constant
 
-from .forms import ELEMENTWISE, FUSIBLE, Forms, operator, shape_of, static_shape
+from .forms import ALONE, ELEMENTWISE, FUSIBLE, Forms, operator, shape_of, static_shape
 from .schedules import gemm, rows
 from .vecmath import ELEMENTWISE as FUNCTIONS
 from .views import View, axes_of, divides, reshape_index, view
@@ -94,7 +94,9 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
         return gemm.matmul_packed(read, lead, k, w, n, tile)
 
     packed_weights = relax.const(gemm.pack_weights(weights, tile[1]))
-    result = forms.emit(compute, "gemm", FUSIBLE, forms.rebuild(shown.base), packed_weights)
+    # A single row may be spread over many by what follows; fused, it would be computed again for each.
+    pattern = FUSIBLE if math.prod(lead) > 1 else ALONE
+    result = forms.emit(compute, "gemm", pattern, forms.rebuild(shown.base), packed_weights)
     return forms.builder.emit(relax.op.reshape(result, list(out))) if flat else result
 
 

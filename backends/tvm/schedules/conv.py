@@ -111,6 +111,26 @@ def _reach(window: Window, tiles: tuple[int, int]) -> tuple[int, int]:
     return (h - 1) * s[0] + d[0] * (k[0] - 1) + 1, (w - 1) * s[1] + d[1] * (k[1] - 1) + 1
 
 
+def without_idle_taps(
+    weights: NDArray[Any], window: Window, size: tuple[int, int]
+) -> tuple[NDArray[Any], Window]:
+    """Weights and window less the outer taps that only ever read padding, as wide dilations have."""
+    padding, out = list(window.padding), window.out(size)
+    for axis in (0, 1):
+        step, last = window.dilations[axis], (out[axis] - 1) * window.strides[axis]
+        while weights.shape[2 + axis] > 1 and last < padding[axis]:
+            weights = np.delete(weights, 0, 2 + axis)
+            padding[axis] -= step
+        while weights.shape[2 + axis] > 1 and (
+            (weights.shape[2 + axis] - 1) * step - padding[axis] >= size[axis]
+        ):
+            weights = np.delete(weights, -1, 2 + axis)
+            padding[axis + 2] -= step
+    kernel = (weights.shape[2], weights.shape[3])
+    top, left, bottom, right = padding
+    return weights, Window(kernel, window.strides, window.dilations, (top, left, bottom, right))
+
+
 def joined_groups(each_in: int, each_out: int, groups: int) -> int:
     """How many groups to join so that their channels fill whole lanes, on both sides; at most all."""
     both = math.lcm(LANES // math.gcd(each_in, LANES), LANES // math.gcd(each_out, LANES))

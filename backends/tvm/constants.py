@@ -1,0 +1,82 @@
+"""Tidying what the importer leaves: small work on constants done in NumPy, Clip made operators again.
+
+TVM's own folding compiles a kernel for every constant expression, which takes longer than the rest of the
+lowering. The importer makes Clip two ready kernels that nothing fuses with and no layout passes through.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Constant
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from .forms import operator, shape_of, static_shape
+
+_BOUND = re.compile(r"(maximum|minimum)\d*")
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "relax.add": np.add,
+    "relax.divide": np.divide,
+    "relax.isnan": np.isnan,
+    "relax.multiply": np.multiply,
+    "relax.sqrt": np.sqrt,
+    "relax.subtract": np.subtract,
+    "relax.where": np.where,
+}
+_RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
+
+
+def tidy(module: Any) -> Any:
+    """The module with ``main`` rewritten."""
+    name = module.get_global_var("main")
+    tidier = _Tidier(module)
+    tidier.builder_.update_func(name, tidier.visit_expr(module[name]))
+    return tidier.builder_.get()
+
+
+@mutator
+class _Tidier(PyExprMutator):  # type: ignore[misc]
+    def visit_call_(self, call: Any) -> Any:
+        name, made = operator(call), None
+        if name == "relax.call_tir":
+            made = self._clip(call)
+        elif name in _ELEMENTWISE or name in _RESHAPES or name == "relax.permute_dims":
+            made = self._fold(call, name)
+        return super().visit_call_(call) if made is None else made
+
+    def _constant(self, expression: Any) -> Any:
+        visited = self.visit_expr(expression)
+        bound = self.lookup_binding(visited) if isinstance(visited, relax.Var) else visited
+        return bound.value.numpy() if isinstance(bound, Constant) else None
+
+    def _fold(self, call: Any, name: str) -> Any:
+        values = [self._constant(a) for a in call.args if not isinstance(a, relax.ShapeExpr)]
+        if shape_of(call) is None or any(value is None for value in values):
+            return None
+        if name in _ELEMENTWISE and any(value.dtype.kind not in "fb" for value in values):
+            return None  # integer division and overflow have rules of their own
+        if name in _RESHAPES:
+            return relax.const(values[0].reshape(static_shape(call)))
+        if name == "relax.permute_dims":
+            axes = call.attrs.axes
+            order = [int(a) for a in axes] if axes is not None else None
+            return relax.const(np.ascontiguousarray(values[0].transpose(order)))
+        with np.errstate(all="ignore"):
+            value = _ELEMENTWISE[name](*values)
+        return relax.const(np.asarray(value, str(call.ty.dtype)))
+
+    def _clip(self, call: Any) -> Any:
+        found = _BOUND.fullmatch(call.args[0].name_hint)
+        if found is None or len(call.args[1].fields) != 2:
+            return None
+        x, bound = call.args[1].fields
+        value = self._constant(bound)
+        if value is None or math.prod(value.shape) != 1 or shape_of(x) != shape_of(call):
+            return None
+        make = getattr(relax.op, found.group(1))
+        return self.builder_.normalize(make(self.visit_expr(x), relax.const(value.reshape(()))))
