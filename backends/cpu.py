@@ -16,9 +16,9 @@ import onnx
 from numpy.typing import NDArray
 
 from ..analysis.errors import BackendError, UsageError
+from ..passes.execute import first_line
 from ..passes.save import save_text, write_atomic
 from .base import Arrays, TensorSpec, check_inputs, signature
-from .onnxruntime import first_line
 from .quiet import native_log_hidden
 
 _FORMAT = 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ..analysis.errors import BackendError, UsageError
+from ..passes.execute import first_line, open_session
 from .base import Arrays, TensorSpec, check_inputs, signature
 
-# Protobuf cannot serialise more in one piece.
-PROTO_LIMIT = (1 << 31) - 1
 _ERROR = 3  # log severity; 4 is fatal
 
 
@@ -31,24 +28,10 @@ def session(
     Raises:
         BackendError: ONNX Runtime refuses the model.
     """
-    arguments = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": list(without)}
     try:
-        if model.ByteSize() < PROTO_LIMIT:
-            return onnxruntime.InferenceSession(model.SerializeToString(), options, **arguments)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            copy = onnx.ModelProto()
-            copy.CopyFrom(model)  # saving with external data empties the tensors of what it saves
-            onnx.save(copy, path, save_as_external_data=True)
-            return onnxruntime.InferenceSession(path, options, **arguments)
+        return open_session(model, options, without)
     except Exception as error:  # the runtime raises its own classes, one for each failure
         raise BackendError(f"ONNX Runtime refuses the model: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without its traceback or the lines of native code after it."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:

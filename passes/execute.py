@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..analysis.errors import ModelError
 Arrays = dict[str, NDArray[Any]]
 
 # Protobuf cannot serialise more in one piece.
-_PROTO_LIMIT = 1 << 31
+_PROTO_LIMIT = (1 << 31) - 1
 _TOKENS = 32  # random integer inputs stay below this, inside any vocabulary
 _DYNAMIC = 2
 
@@ -58,17 +58,37 @@ def execute(proto: onnx.ModelProto, inputs: Mapping[str, NDArray[Any]]) -> Array
     # Fusions change rounding: the two sides of a check should compute the same way.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        if proto.ByteSize() < _PROTO_LIMIT:
-            session = onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "model.onnx"
-                onnx.save(proto, path, save_as_external_data=True)
-                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_session(proto, options)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
     except Exception as error:  # the runtime raises its own classes, one for each failure
-        first = str(error).strip().splitlines()[0][:300]
-        raise ModelError(f"ONNX Runtime cannot run the model: {first}") from None
+        raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None
+
+
+def open_session(
+    proto: onnx.ModelProto, options: onnxruntime.SessionOptions, without: Sequence[str] = ()
+) -> onnxruntime.InferenceSession:
+    """A CPU session; raises whatever the runtime does.
+
+    Args:
+        without: names of graph optimisations to leave out.
+    """
+    arguments = {
+        "providers": ["CPUExecutionProvider"],
+        "disabled_optimizers": list(without),
+        "enable_fallback": 0,  # which would print to standard output before it fails the same way again
+    }
+    if proto.ByteSize() < _PROTO_LIMIT:
+        return onnxruntime.InferenceSession(proto.SerializeToString(), options, **arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)  # saving with external data empties the tensors of what it saves
+        onnx.save(copy, path, save_as_external_data=True)
+        return onnxruntime.InferenceSession(path, options, **arguments)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its traceback or the lines of native code after it."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -14,7 +14,8 @@ from tvm.relax.frontend import onnx as relax_onnx
 
 from ...analysis.errors import BackendError
 from ...analysis.graph import walk_graphs
-from ..onnxruntime import first_line, session, session_options
+from ...passes.execute import first_line
+from ..onnxruntime import session, session_options
 
 # Handled by the importer itself, outside its table of operators.
 _DIRECT = {"Constant", "If"}
