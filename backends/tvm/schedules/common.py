@@ -59,3 +59,20 @@ def block_flops(schedule: Any, block: Any) -> float:
     for variable in schedule.get(block).iter_vars:
         flops *= int(variable.dom.extent)
     return flops
+
+
+class Rule:
+    """A schedule rule in the manner of TVM's dlight: `schedule` returns None for what is not its own.
+
+    Args:
+        threads: kernels with enough work run on so many.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
+        return self.schedule(s_tir.Schedule(func)) if isinstance(func, tirx.PrimFunc) else None
+
+    def schedule(self, schedule: Any) -> Any:
+        return None

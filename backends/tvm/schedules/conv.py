@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import s_tir, te, tirx
+from tvm import te, tirx
 
-from .common import LANES, WORTH_THREADS, annotated, block_flops, ceil_div, i64, inline_around
+from .common import LANES, WORTH_THREADS, Rule, annotated, block_flops, ceil_div, i64, inline_around
 
 _REGISTERS = 16
 
@@ -243,16 +243,10 @@ def depthwise(x: Any, weights: Any, window: Window, size: tuple[int, int], tile:
     )
 
 
-class Conv:
+class Conv(Rule):
     """Schedule of `conv2d` with whatever elementwise operators were fused after it."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
-        if not isinstance(func, tirx.PrimFunc):
-            return None
-        schedule = s_tir.Schedule(func)
+    def schedule(self, schedule: Any) -> Any:
         found = annotated(schedule, "conv.tile")
         if found is None:
             return None
@@ -283,16 +277,10 @@ class Conv:
         return schedule
 
 
-class Depthwise:
+class Depthwise(Rule):
     """Schedule of `depthwise` with whatever elementwise operators were fused after it."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
-        if not isinstance(func, tirx.PrimFunc):
-            return None
-        schedule = s_tir.Schedule(func)
+    def schedule(self, schedule: Any) -> Any:
         found = annotated(schedule, "depthwise.tile")
         if found is None:
             return None

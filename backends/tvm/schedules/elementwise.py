@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import s_tir, tirx
-
-from .common import extent, inline_around
+from .common import Rule, extent, inline_around
 
 _WORTH_THREADS = 1 << 16  # elements
 
 
-class Elementwise:
+class Elementwise(Rule):
     """Inline chains of elementwise and data-movement blocks into one."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
-        if not isinstance(func, tirx.PrimFunc):
-            return None
-        schedule = s_tir.Schedule(func)
+    def schedule(self, schedule: Any) -> Any:
         blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
         if not blocks or any(int(v.iter_type) != 0 for b in blocks for v in schedule.get(b).iter_vars):
             return None

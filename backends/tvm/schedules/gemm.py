@@ -7,9 +7,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import s_tir, te, tirx
+from tvm import te, tirx
 
-from .common import WORTH_THREADS, annotated, block_flops, ceil_div, extent, i64, inline_around, vectorize
+from .common import (
+    WORTH_THREADS,
+    Rule,
+    annotated,
+    block_flops,
+    ceil_div,
+    extent,
+    i64,
+    inline_around,
+    vectorize,
+)
 
 # Reads an element of an operand at a position.
 Read = Callable[[Sequence[Any]], Any]
@@ -118,16 +128,10 @@ def matmul_batched(
     return te.compute([full[axis] for axis in order], result, name="gemm_out")
 
 
-class Gemm:
+class Gemm(Rule):
     """Schedule of both products with whatever elementwise operators were fused after them."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
-        if not isinstance(func, tirx.PrimFunc):
-            return None
-        schedule = s_tir.Schedule(func)
+    def schedule(self, schedule: Any) -> Any:
         constant, batched = annotated(schedule, "gemm.tile"), annotated(schedule, "gemm.batched")
         found = constant or batched
         if found is None:

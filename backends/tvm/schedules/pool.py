@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm import s_tir, te, tirx
+from tvm import te, tirx
 
-from .common import LANES, WORTH_THREADS, annotated, block_flops, i64
+from .common import LANES, WORTH_THREADS, Rule, annotated, block_flops, i64
 from .conv import Window
 
 
@@ -50,16 +50,10 @@ def mean(data: Any, size: tuple[int, int]) -> Any:
     )
 
 
-class Pool:
+class Pool(Rule):
     """Lanes innermost, the window around them."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
-        if not isinstance(func, tirx.PrimFunc):
-            return None
-        schedule = s_tir.Schedule(func)
+    def schedule(self, schedule: Any) -> Any:
         found = annotated(schedule, "pool")
         if found is None:
             return None

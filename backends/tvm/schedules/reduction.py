@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import s_tir, tirx
-
-from .common import WORTH_THREADS, annotated, block_flops, extent, inline_around
+from .common import WORTH_THREADS, Rule, annotated, block_flops, extent, inline_around
 
 _FAMILIES = ("conv.tile", "depthwise.tile", "gemm.tile", "gemm.batched", "row", "pool")
 
 
-class Reduction:
+class Reduction(Rule):
     """Keep the last spatial loop innermost where the reduced axis is not the contiguous one.
 
     So that LLVM can vectorise it: whole rows are accumulated instead of one strided element at a time.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
-        if not isinstance(func, tirx.PrimFunc):
-            return None
-        schedule = s_tir.Schedule(func)
+    def schedule(self, schedule: Any) -> Any:
         if any(annotated(schedule, family) for family in _FAMILIES):
             return None
         inline_around(schedule, lambda name: False)

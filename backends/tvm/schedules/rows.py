@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import s_tir, te, tirx
+from tvm import te, tirx
 
 from ..vecmath import exp, f32
-from .common import annotated, extent, i64, inline_around
+from .common import Rule, annotated, extent, i64, inline_around
 
 _WORTH_THREADS = 64  # rows
 
@@ -43,16 +43,10 @@ def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     )
 
 
-class Rows:
+class Rows(Rule):
     """Schedule of row operators: every stage inside the loop over rows; LLVM vectorises the inner loops."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
-        if not isinstance(func, tirx.PrimFunc):
-            return None
-        schedule = s_tir.Schedule(func)
+    def schedule(self, schedule: Any) -> Any:
         if annotated(schedule, "row") is None:
             return None
         out = inline_around(schedule, lambda name: name.startswith("row_"))
