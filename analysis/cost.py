@@ -27,8 +27,8 @@ class Cost:
     """What a model costs.
 
     Attributes:
-        params: elements of the floating-point constants that something reads, a shared tensor counted once.
-            Integer constants (shapes, indices, quantised weights) are none.
+        params: elements of the constants that something reads and that hold floats or integers of at most
+            eight bits (quantised weights), a shared tensor counted once. Shapes and indices are none.
         macs: multiply-accumulates of convolutions, matrix products and einsums in one run; axes known only
             at run time count as one position. Both branches of an If count.
         bytes: bytes of all constants that something reads, as ONNX stores them.
@@ -57,12 +57,12 @@ def measure(model: Model, analysis: Analysis | None = None) -> Cost:
         counted.add(work.node.index)
         count = work.scale
         for axis in work.axes:
-            count *= 1 if axis.size in walk.witnesses else axis.size
+            count *= axis.size
         macs += count
     params = size = 0
     for tensor in _constants(model.proto):
         constant = constant_of(tensor)
-        params += constant.elements if constant.is_float else 0
+        params += constant.elements if constant.is_parameter else 0
         size += 0 if constant.dtype.hasobject else stored_bytes(tensor)
     missing = tuple(n.name for n in walk.nodes if n.index not in counted and _multiplies(n))
     return Cost(params, macs, size, missing)
@@ -86,12 +86,12 @@ def predict(analysis: Analysis, plan: Plan) -> Cost:
 
 
 def _removed(analysis: Analysis, selection: Selection) -> Iterator[tuple[Constant, int]]:
-    """Each float constant and the elements it loses: fewer than none when uses that disagree split it."""
+    """Each parameter and the elements it loses: fewer than none when uses that disagree split it."""
     left: dict[str, dict[object, int]] = {}
     constants: dict[str, Constant] = {}
     for key, axes in analysis.walk.uses.items():
         constant = analysis.constant_of_use(key)
-        if constant.is_float and constant.tensor is not None:
+        if constant.is_parameter and constant.tensor is not None:
             constants[constant.name] = constant
             kept = tuple(_kept(selection, axis) for axis in axes)
             count = math.prod(selection.count(axis) for axis in axes)

@@ -17,10 +17,14 @@ class Contraction:
     """The node sums products over these axes of its inputs; a removed position contributes nothing.
 
     Exact: the pruned model equals the original with the consumer's weights for the position zero.
+
+    ``in_place``: the operator takes another size from these axes too (a hidden size, a default scale), so
+    that a check must write zeros there and cannot leave positions out.
     """
 
     node: Node
     places: tuple[Place, ...]
+    in_place: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -84,6 +88,17 @@ class CountBaked:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class DefaultBaked:
+    """Without the attribute the operator computes ``value`` from the size of ``axis``: where that shrinks,
+    ``value`` must be written down."""
+
+    node: Node
+    attribute: str
+    value: int | float
+    axis: Axis
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class IndicesBaked:
     """The one-dimensional index input picks positions of ``source`` in the order of ``target``."""
 
@@ -96,7 +111,7 @@ class IndicesBaked:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class BoundsBaked:
-    """A Slice: on each (axis, range) the positions of ``source[axis]`` that become ``target[axis]``."""
+    """A Slice: entry k of its bounds takes ``ranges[k]`` = (axis, positions) of ``source[axis]``."""
 
     node: Node
     source: tuple[Axis, ...]
@@ -104,4 +119,15 @@ class BoundsBaked:
     ranges: tuple[tuple[int, range], ...]
 
 
-Baked: TypeAlias = SizesBaked | CountBaked | IndicesBaked | BoundsBaked
+@dataclass(frozen=True, eq=False, slots=True)
+class SizesRead:
+    """The output of the node holds the sizes of ``axes`` (Shape), or their product (Size).
+
+    What the graph goes on to compute from it was folded with the old sizes, and must stay as it was.
+    """
+
+    node: Node
+    axes: tuple[Axis, ...]
+
+
+Baked: TypeAlias = SizesBaked | CountBaked | DefaultBaked | IndicesBaked | BoundsBaked | SizesRead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 Array = NDArray[Any]
 
-# A float constant of more elements is a weight: its values never enter shape arithmetic.
+# A parameter of more elements is a weight: its values never enter shape arithmetic.
 WEIGHT_ELEMENTS = 64
 
 
@@ -50,21 +50,24 @@ class Constant:
     """A tensor whose value is known before the model runs.
 
     ``tensor`` is set for an initializer (or a Constant node); a folded value has only ``known``.
-    ``sizes_read`` holds the axes whose sizes the value was computed from.
+    ``static`` tells which elements are the same whatever the sizes known only at run time; None for all.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    tensor: onnx.TensorProto | None = None
+    tensor: onnx.TensorProto | onnx.SparseTensorProto | None = None
     known: Array | None = None
-    sizes_read: tuple[Any, ...] = field(default=())
+    static: NDArray[np.bool_] | None = None
 
     @property
     def value(self) -> Array:
         if self.known is None:
             assert self.tensor is not None
-            self.known = numpy_helper.to_array(self.tensor)
+            if isinstance(self.tensor, onnx.SparseTensorProto):
+                self.known = dense(self.tensor)
+            else:
+                self.known = numpy_helper.to_array(self.tensor)
         return self.known
 
     @property
@@ -77,17 +80,34 @@ class Constant:
         return self.dtype.kind in "fV"
 
     @property
+    def is_parameter(self) -> bool:
+        """Whether its elements are learned numbers: floats, or integers of at most eight bits."""
+        return self.is_float or (self.dtype.kind in "iu" and self.dtype.itemsize == 1)
+
+    @property
     def is_weight(self) -> bool:
-        return self.is_float and self.elements > WEIGHT_ELEMENTS
+        return self.is_parameter and self.elements > WEIGHT_ELEMENTS
 
 
-def constant_of(tensor: onnx.TensorProto, name: str | None = None) -> Constant:
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return Constant(name or tensor.name, tuple(tensor.dims), dtype, tensor=tensor)
+def constant_of(tensor: onnx.TensorProto | onnx.SparseTensorProto, name: str | None = None) -> Constant:
+    stored = tensor.values if isinstance(tensor, onnx.SparseTensorProto) else tensor
+    dtype = helper.tensor_dtype_to_np_dtype(stored.data_type)
+    return Constant(name or stored.name, tuple(tensor.dims), dtype, tensor=tensor)
 
 
-def folded(name: str, value: Array, sizes_read: tuple[Any, ...] = ()) -> Constant:
-    return Constant(name, value.shape, value.dtype, known=value, sizes_read=sizes_read)
+def dense(tensor: onnx.SparseTensorProto) -> Array:
+    """The whole array of a sparse tensor, whose indices are flat or one row of coordinates an element."""
+    values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
+    out = np.zeros(tuple(tensor.dims), values.dtype)
+    if indices.ndim == 1:
+        out.reshape(-1)[indices] = values
+    else:
+        out[tuple(indices.T)] = values
+    return out
+
+
+def folded(name: str, value: Array, static: NDArray[np.bool_] | None = None) -> Constant:
+    return Constant(name, value.shape, value.dtype, known=value, static=static)
 
 
 def subgraphs(proto: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

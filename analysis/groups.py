@@ -9,8 +9,10 @@ from math import prod as product
 from typing import Literal, TypeAlias
 
 import networkx as nx
+import onnx
 
 from .axes import Axis, atoms, find, flatten, pin, pool_of, reason, unify
+from .dynamic import stand_ins, symbols
 from .facts import SameCount
 from .graph import Constant, Node
 from .model import Model
@@ -145,11 +147,11 @@ class Analysis:
     # ------------------------------------------------------------------ reading
 
     def weight_uses(self) -> Iterator[tuple[Constant, tuple[int, int], list[Axis]]]:
-        """Uses of float constants that carry channels (rank 2 and more), each typing once."""
+        """Uses of parameters that carry channels (rank 2 and more), each typing once."""
         seen: set[tuple[str, int]] = set()
         for key, axes in self.walk.uses.items():
             constant = self.constant_of_use(key)
-            if len(axes) < 2 or not constant.is_float:
+            if len(axes) < 2 or not constant.is_parameter:
                 continue
             typing = (constant.name, id(axes))
             if typing not in seen:
@@ -174,7 +176,7 @@ class Analysis:
         elements: dict[Axis, dict[Member, float]] = {}
         for key, axes in self.walk.uses.items():
             constant = self.constant_of_use(key)
-            if not constant.is_float:
+            if not constant.is_parameter:
                 continue
             volume = product(constant.shape)
             for k, axis in enumerate(axes):
@@ -268,18 +270,14 @@ class Analysis:
 
     def macs(self, selection: Selection) -> int:
         """Multiply-accumulates of convolutions and matrix products under ``selection``."""
-        dynamic = self.walk.witnesses
-        return sum(
-            w.scale * product(1 if axis.size in dynamic else selection.count(axis) for axis in w.axes)
-            for w in self.walk.work
-        )
+        return sum(w.scale * product(selection.count(axis) for axis in w.axes) for w in self.walk.work)
 
     def params(self, selection: Selection) -> int:
-        """Elements of float constants under ``selection``, counted once for all uses that keep the same."""
+        """Elements of parameters under ``selection``, counted once for all uses that keep the same."""
         sizes: dict[tuple[str, tuple[Axis | None, ...]], int] = {}
         for key, axes in self.walk.uses.items():
             constant = self.constant_of_use(key)
-            if constant.is_float:
+            if constant.is_parameter:
                 kept = tuple(find(axis) if selection.shrinks(axis) else None for axis in axes)
                 sizes[constant.name, kept] = product(selection.count(axis) for axis in axes)
         return sum(sizes.values())
@@ -297,4 +295,19 @@ class Analysis:
 
 def analyze(model: Model) -> Analysis:
     """Find the groups of channels of a model. Reads structure and small constants, never weights."""
-    return Analysis(model, Walk(model.proto, RULES))
+    return Analysis(model, _walk(model.proto))
+
+
+def _walk(proto: onnx.ModelProto) -> Walk:
+    names = symbols(proto.graph)
+    if not names:
+        return Walk(proto, RULES)
+    best: Walk | None = None
+    for first, second in stand_ins(names):
+        walk = Walk(proto, RULES, first, Walk(proto, RULES, second))
+        if best is None or walk.misfits < best.misfits:
+            best = walk
+        if not best.misfits:
+            break
+    assert best is not None
+    return best

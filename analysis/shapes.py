@@ -19,11 +19,16 @@ Evaluator = Callable[..., Array]
 
 
 def _slice(a: dict[str, Any], x: Array, *bounds: Array | None) -> Array:
-    return x[slices(a, x.shape, bounds)]
+    out = [slice(None)] * x.ndim
+    for k, bound in slices(a, x.shape, bounds):
+        out[k] = bound
+    return x[tuple(out)]
 
 
-def slices(attrs: dict[str, Any], shape: Sequence[int], bounds: Sequence[Array | None]) -> tuple[slice, ...]:
-    """The Python slices of a Slice node: bounds from its inputs, or from attributes before opset 10."""
+def slices(
+    attrs: dict[str, Any], shape: Sequence[int], bounds: Sequence[Array | None]
+) -> list[tuple[int, slice]]:
+    """(axis, slice) for each entry of the bounds of a Slice: its inputs, or attributes before opset 10."""
     if bounds:
         starts, ends, axes, steps = [*bounds, None, None, None, None][:4]
     else:
@@ -31,12 +36,13 @@ def slices(attrs: dict[str, Any], shape: Sequence[int], bounds: Sequence[Array |
     assert starts is not None and ends is not None
     axes_ = range(len(starts)) if axes is None else axes
     steps_ = [1] * len(starts) if steps is None else steps
-    out = [slice(None)] * len(shape)
+    out = []
     for start, end, axis, step in zip(starts, ends, axes_, steps_, strict=True):
+        k = int(axis) % len(shape)
         # Counting down, an end before the first position means "through position 0".
-        stop = None if step < 0 and end < -shape[int(axis)] else int(end)
-        out[int(axis)] = slice(int(start), stop, int(step))
-    return tuple(out)
+        stop = None if step < 0 and end < -shape[k] else int(end)
+        out.append((k, slice(int(start), stop, int(step))))
+    return out
 
 
 def reshape_target(shape: Sequence[int], target: Sequence[int], allowzero: bool = False) -> list[int]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from .axes import Axis, AxisMismatch, atom, fix, pin
+from .dynamic import RUN_TIME, once, symbol_of
 from .errors import ModelError
-from .facts import Alone, Baked, Contraction, Normalisation, SameCount, Work
+from .facts import Alone, Baked, Contraction, Normalisation, SameCount, SizesRead, Work
 from .graph import Array, Constant, Node, constant_of, folded, read_node, walk_graphs
 from .shapes import constant_value, evaluate, infer_outputs
 
@@ -24,8 +27,7 @@ class Unsupported(Exception):
     """Raised by a rule for a form of the operator that it does not cover; its axes are pinned."""
 
 
-# Stand-ins for sizes that are known only at run time: distinct, and divisible by common strides.
-_WITNESSES = [64 * p for p in (17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)]
+_FLOAT = np.dtype(np.float32)
 
 # What reading a node that breaks its operator's specification ends in.
 _MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError)
@@ -42,17 +44,31 @@ class Walk:
         constants: what is known before the model runs.
         uses: types of a constant at each use, by (node index, input number). Uses that end up with
             different kept positions get tensors of their own; sharing alone ties nothing.
+        unknown: for each operator that pins its axes because no rule fits it, why.
+
+    Args:
+        sizes: stand-ins for the sizes known only at run time, by symbol.
+        twin: a walk with other stand-ins. What differs between the two depends on these sizes.
     """
 
-    def __init__(self, model: onnx.ModelProto, rules: Mapping[str, Rule]) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        rules: Mapping[str, Rule],
+        sizes: Mapping[str, int] | None = None,
+        twin: Walk | None = None,
+    ) -> None:
         self._rules = rules
+        self.sizes = dict(sizes or {})
+        self._twin = twin
         self.opsets = list(model.opset_import)
         self.opset = max((o.version for o in self.opsets if o.domain in ("", "ai.onnx")), default=1)
         self.axes_of: dict[str, Axes | None] = {}
         self.constants: dict[str, Constant] = {}
         self.uses: dict[tuple[int, int], Axes] = {}
         self.nodes: list[Node] = []
-        self.unknown: dict[str, str] = {}  # operator -> why it pins its axes
+        self.unknown: dict[str, str] = {}
+        self.misfits = 0  # nodes their operator's rule could not type
         self.contractions: list[Contraction] = []
         self.normalisations: list[Normalisation] = []
         self.same_counts: list[SameCount] = []
@@ -60,7 +76,6 @@ class Walk:
         self.alone: list[Alone] = []
         self.baked: list[Baked] = []
         self._views: dict[str, Axes] = {}
-        self._symbols: dict[str, int] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
         self._count = 0
         for graph in walk_graphs(model.graph):
@@ -72,6 +87,8 @@ class Walk:
         for output in model.graph.output:
             for axis in self.axes_of.get(output.name) or []:
                 pin(axis, f"'{output.name}' is an output of the model")
+        if twin is not None and len(twin.work) == len(self.work):
+            self.work = [once(mine, other) for mine, other in zip(self.work, twin.work, strict=True)]
 
     # ------------------------------------------------------------------ what rules use
 
@@ -87,11 +104,23 @@ class Walk:
         key = (node.index, i)
         if key not in self.uses:
             if node.op in _VIEWS and i == 0:
-                root = constant.name
-                self.uses[key] = self._views.setdefault(root, [atom(d) for d in constant.shape])
+                if constant.name not in self._views:
+                    self._views[constant.name] = self._fresh(constant)
+                self.uses[key] = self._views[constant.name]
             else:
-                self.uses[key] = [atom(d) for d in constant.shape]
+                self.uses[key] = self._fresh(constant)
         return self.uses[key]
+
+    def _fresh(self, constant: Constant) -> Axes:
+        """Types for the axes of a constant: free, but for sizes known only at run time."""
+        if constant.static is None or self._twin is None:
+            return [atom(size) for size in constant.shape]
+        other = self._twin.constants.get(constant.name)
+        if other is None or len(other.shape) != len(constant.shape):
+            return [fix(size, RUN_TIME) for size in constant.shape]
+        return [
+            atom(a) if a == b else fix(a, RUN_TIME) for a, b in zip(constant.shape, other.shape, strict=True)
+        ]
 
     def retype(self, node: Node, i: int, axis: int, new: Axis) -> None:
         """Give one axis of a constant input a type that depends on another axis (ragged)."""
@@ -100,14 +129,32 @@ class Walk:
         self.uses[node.index, i] = types
 
     def value(self, node: Node, i: int) -> Array | None:
-        """The value of input ``i`` when it is known and no weight, else None."""
+        """The value of input ``i`` when it is known and no weight, else None.
+
+        Elements that `static` denies are those of the stand-ins for sizes known only at run time.
+        """
         if not node.has(i):
             return None
         constant = self.constants.get(node.inputs[i])
         return None if constant is None or constant.is_weight else constant.value
 
+    def static(self, node: Node, i: int) -> NDArray[np.bool_] | None:
+        """Elements of the known input ``i`` that are the same for all run-time sizes; None when all are."""
+        return self.constants[node.inputs[i]].static if node.has(i) else None
+
+    def static_value(self, node: Node, i: int) -> Array | None:
+        """The value of input ``i`` when it is known, no weight, and the same for all run-time sizes."""
+        return self.value(node, i) if self.is_constant(node, i) else None
+
+    def dtype(self, node: Node, i: int) -> np.dtype[Any]:
+        """The dtype of input ``i``; float32 where nothing is written down."""
+        constant = self.constants.get(node.inputs[i])
+        return constant.dtype if constant is not None else self._dtypes.get(node.inputs[i], _FLOAT)
+
     def is_constant(self, node: Node, i: int) -> bool:
-        return node.inputs[i] in self.constants
+        """Whether input ``i`` has one value, whatever the sizes known only at run time."""
+        constant = self.constants.get(node.inputs[i]) if node.has(i) else None
+        return constant is not None and constant.static is None
 
     def output_sizes(self, node: Node) -> list[tuple[int, ...] | None]:
         """Shapes of the outputs by ONNX's own inference; None where it cannot tell."""
@@ -123,15 +170,10 @@ class Walk:
                 types = self.axes_of.get(name)
                 if types is None:
                     return [None] * len(node.outputs)
-                dtype = self._dtypes.get(name, np.dtype(np.float32))
+                dtype = self._dtypes.get(name, _FLOAT)
                 inputs[name] = (dtype, [t.size for t in types], None)
         shapes = infer_outputs(node.proto, inputs, self.opsets)
         return [shapes.get(name) or self._declared(name) for name in node.outputs]
-
-    @property
-    def witnesses(self) -> set[int]:
-        """The stand-ins used for sizes that are known only at run time."""
-        return set(self._symbols.values())
 
     # ------------------------------------------------------------------ the walk
 
@@ -139,8 +181,7 @@ class Walk:
         for tensor in graph.initializer:
             self.constants[tensor.name] = constant_of(tensor)
         for sparse in graph.sparse_initializer:
-            dims = [fix(d, "it is stored sparse") for d in sparse.dims]
-            self.axes_of[sparse.values.name] = dims
+            self.constants[sparse.values.name] = constant_of(sparse)
         if not outermost:
             return
         for info in graph.input:
@@ -156,11 +197,8 @@ class Walk:
             return None
         out = []
         for k, dim in enumerate(tensor.shape.dim):
-            if dim.HasField("dim_value"):
-                size = dim.dim_value
-            else:
-                symbol = dim.dim_param or f"{info.name}.{k}"
-                size = self._symbols.setdefault(symbol, _WITNESSES[len(self._symbols) % len(_WITNESSES)])
+            symbol = symbol_of(info, k)
+            size = dim.dim_value if symbol is None else self.sizes[symbol]
             out.append(fix(size, f"'{info.name}' is an input of the model"))
         return out
 
@@ -195,13 +233,15 @@ class Walk:
             value = constant_value(node.attrs)
             if tensor is not None:
                 self.constants[node.outputs[0]] = constant_of(tensor, node.outputs[0])
+            elif "sparse_value" in node.attrs:
+                self.constants[node.outputs[0]] = constant_of(node.attrs["sparse_value"], node.outputs[0])
             elif value is not None:
                 self.constants[node.outputs[0]] = folded(node.outputs[0], value)
             else:
                 return False
             return True
-        if node.op == "Shape":
-            return self._fold_shape(node)
+        if node.op in ("Shape", "Size"):
+            return self._fold_sizes(node)
         known = [self.constants.get(name) for name in node.inputs]
         if not known or any(c is None and name for c, name in zip(known, node.inputs, strict=True)):
             return False
@@ -213,25 +253,36 @@ class Walk:
         result = evaluate(node, [None if c is None else c.value for c in known])
         if result is None:
             return False
-        sizes = tuple(axis for c in known if c is not None for axis in c.sizes_read)
-        self.constants[node.outputs[0]] = folded(node.outputs[0], result, sizes)
+        self._set(node.outputs[0], result)
         return True
 
-    def _fold_shape(self, node: Node) -> bool:
+    def _set(self, name: str, value: Array) -> None:
+        """A folded value, with the elements that the twin found different marked."""
+        static: NDArray[np.bool_] | None = None
+        if self._twin is not None:
+            other = self._twin.constants.get(name)
+            if other is None or other.shape != value.shape:
+                static = np.zeros(value.shape, bool)
+            else:
+                same = value == other.value
+                if value.dtype.kind == "f":
+                    same |= np.isnan(value) & np.isnan(other.value)
+                static = None if same.all() else np.asarray(same)
+        self.constants[name] = folded(name, value, static)
+
+    def _fold_sizes(self, node: Node) -> bool:
         constant = self.constants.get(node.inputs[0])
-        types = None if constant is not None else self.axes_of.get(node.inputs[0])
-        if constant is not None:
-            sizes: tuple[int, ...] = constant.shape
-        elif types is None or self._symbols:
-            # With sizes known only at run time the graph must go on computing this shape itself.
-            for axis in types or []:
-                pin(axis, f"its size is read at run time by {node.name}")
+        types = self._fresh(constant) if constant is not None else self.axes_of.get(node.inputs[0])
+        if types is None:
             return False
+        if node.op == "Shape":
+            types = types[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
+            value = np.array([axis.size for axis in types], np.int64)
         else:
-            sizes = tuple(axis.size for axis in types)
-        part = slice(node.attrs.get("start", 0), node.attrs.get("end"))
-        value = np.array(sizes, np.int64)[part]
-        self.constants[node.outputs[0]] = folded(node.outputs[0], value, tuple((types or [])[part]))
+            value = np.array(math.prod(axis.size for axis in types), np.int64)
+        if constant is None:
+            self.baked.append(SizesRead(node, tuple(types)))
+        self._set(node.outputs[0], value)
         return True
 
     def _type(self, node: Node) -> None:
@@ -243,6 +294,7 @@ class Walk:
                 outputs = rule(self, node)
             except (AxisMismatch, Unsupported) as error:
                 why = f"{node.name}: {error}"
+                self.misfits += 1
         if outputs is None:
             outputs = self._pin_all(node, why)
         for name, types in zip(node.outputs, outputs, strict=False):

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
+from ..analysis.dynamic import symbol_of
 from ..analysis.errors import ModelError
 
 Arrays = dict[str, NDArray[Any]]
@@ -23,10 +24,13 @@ _TOKENS = 32  # random integer inputs stay below this, inside any vocabulary
 _DYNAMIC = 2
 
 
-def random_inputs(proto: onnx.ModelProto, seed: int = 0, dynamic: int = _DYNAMIC) -> Arrays:
+def random_inputs(
+    proto: onnx.ModelProto, seed: int = 0, dynamic: int = _DYNAMIC, sizes: Mapping[str, int] | None = None
+) -> Arrays:
     """Inputs for one run: normal floats, small non-negative integers, true and false.
 
-    Axes whose size is known only at run time get ``dynamic`` positions.
+    Axes whose size is known only at run time get what ``sizes`` says of their symbol (see
+    `analysis.dynamic.symbol_of`), or ``dynamic`` positions.
     """
     rng = np.random.default_rng(seed)
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -36,7 +40,10 @@ def random_inputs(proto: onnx.ModelProto, seed: int = 0, dynamic: int = _DYNAMIC
             continue
         tensor = info.type.tensor_type
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        shape = [d.dim_value if d.HasField("dim_value") else dynamic for d in tensor.shape.dim]
+        shape = []
+        for k, dim in enumerate(tensor.shape.dim):
+            symbol = symbol_of(info, k)
+            shape.append(dim.dim_value if symbol is None else (sizes or {}).get(symbol, dynamic))
         if dtype.kind == "b":
             inputs[info.name] = np.ones(shape, dtype)
         elif dtype.kind in "iu":

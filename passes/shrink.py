@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from ..analysis.axes import Axis, find
-from ..analysis.facts import Baked, BoundsBaked, CountBaked, IndicesBaked, SizesBaked
+from ..analysis.facts import Baked, BoundsBaked, CountBaked, DefaultBaked, IndicesBaked, SizesBaked, SizesRead
 from ..analysis.graph import Constant, Node, walk_graphs
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
@@ -91,11 +92,21 @@ class _Shrinker:
 
     def _rewrite_use(self, node: Node, i: int, constant: Constant) -> None:
         axes = self.walk.uses.get((node.index, i))
-        shrinks = axes is not None and any(self.selection.shrinks(axis) for axis in axes)
-        if not shrinks and not any(self.selection.shrinks(axis) for axis in constant.sizes_read):
+        if axes is None or not any(self.selection.shrinks(axis) for axis in axes):
             return
-        name = self._sliced(constant, axes if shrinks and axes else [])
-        self.edit.set_input(self.edit.nodes[node_key(node.proto)], i, name)
+        proto = self.edit.nodes[node_key(node.proto)]
+        if constant.static is None:
+            self.edit.set_input(proto, i, self._sliced(constant, axes))
+            return
+        for k, axis in enumerate(axes):  # computed from sizes known only at run time: picked from there
+            kept = self.selection.positions(axis)
+            if kept is not None:
+                key = node_key(node.proto)
+                index = self.edit.constant(kept, f"{key}.kept")
+                picked = self.edit.insert_before(
+                    key, "Gather", [proto.input[i], index], f"{key}.picked", axis=k
+                )
+                self.edit.set_input(proto, i, picked)
 
     def _sliced(self, constant: Constant, axes: list[Axis]) -> str:
         """One tensor for all uses that keep the same positions."""
@@ -137,17 +148,46 @@ class _Shrinker:
         if isinstance(fact, CountBaked):
             _set_attribute(proto, fact.attribute, self.selection.count(fact.axis))
             return ()
+        if isinstance(fact, DefaultBaked):
+            if self.selection.shrinks(fact.axis):
+                _set_attribute(proto, fact.attribute, fact.value)
+            return ()
         if isinstance(fact, SizesBaked):
             return self._rewrite_sizes(fact, proto)
         if isinstance(fact, IndicesBaked):
             return self._rewrite_indices(fact, proto)
+        if isinstance(fact, SizesRead):
+            self._restore_sizes(fact, proto)
+            return ()
         return self._rewrite_bounds(fact, proto)
+
+    def _restore_sizes(self, fact: SizesRead, proto: onnx.NodeProto) -> None:
+        """Let the graph go on computing with the sizes from before: where they count, they are rewritten."""
+        if not any(self.selection.shrinks(axis) for axis in fact.axes):
+            return
+        constant = self.walk.constants[fact.node.outputs[0]]
+        key, output = node_key(proto), proto.output[0]
+        old = self.edit.constant(constant.value, f"{key}.old")
+        now = self.edit.rename_output(proto, 0, f"{key}.now")
+        if constant.static is None:
+            self.edit.insert_after(key, "Identity", [old], output)
+        elif constant.value.ndim:
+            mask = self.edit.constant(constant.static, f"{key}.static")
+            self.edit.insert_after(key, "Where", [mask, old, now], output)
+        else:  # a Size: as many times more as there were positions
+            shrunk = [axis for axis in fact.axes if self.selection.shrinks(axis)]
+            was = self.edit.constant(np.array(math.prod(axis.size for axis in shrunk)), f"{key}.was")
+            left = self.edit.constant(
+                np.array(math.prod(self.selection.count(axis) for axis in shrunk)), f"{key}.left"
+            )
+            more = self.edit.fresh(f"{key}.more")
+            self.edit.insert_after(key, "Mul", [now, was], more)
+            self.edit.insert_after(key, "Div", [more, left], output)
 
     def _rewrite_sizes(self, fact: SizesBaked, proto: onnx.NodeProto) -> tuple[int, ...]:
         count = self.selection.count
-        constant = (
-            self.walk.constants.get(fact.node.inputs[fact.input]) if fact.node.has(fact.input) else None
-        )
+        node = fact.node
+        constant = self.walk.constants.get(node.inputs[fact.input]) if node.has(fact.input) else None
         if not any(self.selection.shrinks(axis) for axis in (*fact.axes, *fact.before)):
             return ()
         if constant is not None:
@@ -161,10 +201,40 @@ class _Shrinker:
         if fact.attribute is not None:
             _set_attribute(proto, fact.attribute, new)
             return ()
-        name = self.edit.constant(np.array(new, np.int64), f"{node_key(proto)}.sizes")
-        self.edit.set_input(proto, fact.input, name)
+        static = None if constant is None else constant.static
+        if static is not None and node.op == "Reshape" and -1 not in new and (~static).sum() == 1:
+            new = [size if known else -1 for size, known in zip(new, static, strict=True)]
+            static = None
+        self._write_ints(proto, fact.input, new, static, old)
         _drop_attribute(proto, "num_outputs")
         return (fact.input,)
+
+    def _write_ints(
+        self,
+        proto: onnx.NodeProto,
+        i: int,
+        new: list[int],
+        static: NDArray[np.bool_] | None = None,
+        old: list[int] | None = None,
+    ) -> None:
+        """Write integers to input ``i``; those not ``static`` stay computed, in proportion to ``old``."""
+        key = node_key(proto)
+        values = self.edit.constant(np.array(new, np.int64), f"{key}.new")
+        if static is not None and not static.all():
+            computed = self.edit.insert_before(
+                key, "Cast", [proto.input[i]], f"{key}.computed", to=onnx.TensorProto.INT64
+            )
+            shrunk = [
+                not known and now != was for known, now, was in zip(static, new, old or new, strict=True)
+            ]
+            if any(shrunk):
+                for op, factors in (("Mul", new), ("Div", old or new)):
+                    factor = [f if s else 1 for f, s in zip(factors, shrunk, strict=True)]
+                    by = self.edit.constant(np.array(factor, np.int64), f"{key}.by")
+                    computed = self.edit.insert_before(key, op, [computed, by], f"{key}.scaled")
+            mask = self.edit.constant(static, f"{key}.static")
+            values = self.edit.insert_before(key, "Where", [mask, values, computed], f"{key}.sizes")
+        self.edit.set_input(proto, i, values)
 
     def _rewrite_indices(self, fact: IndicesBaked, proto: onnx.NodeProto) -> tuple[int, ...]:
         positions = self._moved(np.array(fact.index), fact.source, fact.target)
@@ -192,7 +262,7 @@ class _Shrinker:
         if all(positions is None for positions in moved.values()):
             return ()
         key = node_key(proto)
-        bounds: list[tuple[int, int, int, int]] = []  # axis, start, end, step
+        entries: list[tuple[int, int, int, int]] = []  # start, end, axis, step
         for k, positions in fact.ranges:
             new = moved[k]
             run = positions if new is None else _as_range(new)
@@ -203,23 +273,20 @@ class _Shrinker:
                     key, "Gather", [proto.input[0], index], f"{key}.picked", axis=k
                 )
                 self.edit.set_input(proto, 0, data)
-            else:
-                stop = run.stop if run.stop >= 0 else np.iinfo(np.int64).min
-                bounds.append((k, run.start, stop, run.step))
-        columns = [np.array(column, np.int64) for column in zip(*bounds, strict=True)] or [
-            np.zeros(0, np.int64)
-        ] * 4
-        axes, starts, ends, steps = columns
+                run = range(len(new))
+            stop = run.stop if run.stop >= 0 else np.iinfo(np.int64).min
+            entries.append((run.start, stop, k, run.step))
+        starts, ends, axes, steps = ([entry[c] for entry in entries] for c in range(4))
         if self.walk.opset < 10:
-            if bool((steps != 1).any()):
+            if set(steps) != {1}:
                 raise AssertionError("a Slice before opset 10 has no steps")
-            for name, column in (("axes", axes), ("starts", starts), ("ends", ends)):
-                _set_attribute(proto, name, [int(v) for v in column])
+            for name, column in (("starts", starts), ("ends", ends), ("axes", axes)):
+                _set_attribute(proto, name, column)
             return ()
-        for i, (name, column) in enumerate(
-            (("starts", starts), ("ends", ends), ("axes", axes), ("steps", steps)), start=1
-        ):
-            self.edit.set_input(proto, i, self.edit.constant(column, f"{key}.{name}"))
+        self._write_ints(proto, 1, starts, self.walk.static(fact.node, 1))
+        self._write_ints(proto, 2, ends, self.walk.static(fact.node, 2))
+        self._write_ints(proto, 3, axes)
+        self._write_ints(proto, 4, steps)
         return (1, 2, 3, 4)
 
     # ------------------------------------------------------------------ declared shapes
@@ -249,7 +316,7 @@ def _as_range(positions: Array) -> range | None:
     return range(int(positions[0]), int(positions[-1]) + step, step)
 
 
-def _set_attribute(node: onnx.NodeProto, name: str, value: int | list[int]) -> None:
+def _set_attribute(node: onnx.NodeProto, name: str, value: int | float | list[int]) -> None:
     _drop_attribute(node, name)
     node.attribute.append(helper.make_attribute(name, value))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..axes import Axis, cut, cuts, pin, total, unify, view
+from ..axes import Axis, cut, cuts, fix, pin, total, unify, view
 from ..facts import BoundsBaked, IndicesBaked, SizesBaked
 from ..graph import Node
 from ..shapes import slices
@@ -48,19 +48,36 @@ def slice_(walk: Walk, node: Node) -> Outputs:
     if any(b is None and node.has(i) for i, b in enumerate(bounds, 1)):
         raise Unsupported("its bounds are computed at run time")
     out, ranges = list(x), []
-    for k, bound in enumerate(slices(node.attrs, [a.size for a in x], bounds)):
+    at_run_time = _at_run_time(walk, node)
+    for entry, (k, bound) in enumerate(slices(node.attrs, [a.size for a in x], bounds)):
         positions = range(*bound.indices(x[k].size))
-        if positions == range(x[k].size):
-            continue
-        if not len(positions):
-            raise Unsupported("it takes no positions at all")
         ranges.append((k, positions))
-        out[k] = _positions(x[k], positions)
+        if entry in at_run_time:
+            why = f"{node.name} takes positions computed at run time"
+            pin(x[k], why)
+            out[k] = fix(len(positions), why)
+        elif positions != range(x[k].size):
+            out[k] = _positions(x[k], positions)
     walk.baked.append(BoundsBaked(node, tuple(x), tuple(out), tuple(ranges)))
     return [out]
 
 
+def _at_run_time(walk: Walk, node: Node) -> set[int]:
+    """The entries of a Slice whose start or end depends on a size known only at run time."""
+    for i in (3, 4):
+        if node.has(i) and walk.static(node, i) is not None:
+            raise Unsupported("its axes or steps are computed at run time")
+    found: set[int] = set()
+    for i in (1, 2):
+        static = walk.static(node, i)
+        if static is not None:
+            found.update(int(entry) for entry in np.flatnonzero(~static))
+    return found
+
+
 def _positions(axis: Axis, positions: range) -> Axis:
+    if not len(positions):
+        raise Unsupported("it takes no positions at all")
     if positions.step != 1:
         return view(axis, np.asarray(positions))
     if positions.stop < axis.size:
@@ -72,7 +89,7 @@ def _positions(axis: Axis, positions: range) -> Axis:
 
 @rule("Gather")
 def gather(walk: Walk, node: Node) -> Outputs:
-    x, index = walk.axes(node, 0), walk.value(node, 1)
+    x, index = walk.axes(node, 0), walk.static_value(node, 1)
     along = node.attrs.get("axis", 0) % len(x)
     if index is not None and index.ndim == 1 and len(index):
         positions = np.where(index < 0, index + x[along].size, index)
