@@ -16,6 +16,7 @@ from .dynamic import stand_ins, symbols
 from .facts import SameCount
 from .graph import Constant, Node
 from .model import Model
+from .prepare import prepare
 from .rules import RULES
 from .selection import Selection
 from .walk import Walk
@@ -295,7 +296,8 @@ class Analysis:
 
 def analyze(model: Model) -> Analysis:
     """Find the groups of channels of a model. Reads structure and small constants, never weights."""
-    return Analysis(model, _walk(model.proto))
+    prepared = prepare(model)
+    return Analysis(prepared, _walk(prepared.proto))
 
 
 def _walk(proto: onnx.ModelProto) -> Walk:

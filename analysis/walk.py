@@ -318,7 +318,7 @@ class Walk:
     def _pin_captures(self, graph: onnx.GraphProto, why: str) -> None:
         """A body without a rule reads outer tensors and constants as they are."""
         for inner in walk_graphs(graph):
-            for proto in inner.node:
-                for name in proto.input:
-                    for axis in self.axes_of.get(name) or []:
-                        pin(axis, why)
+            read = [name for proto in inner.node for name in proto.input]
+            for name in [*read, *(output.name for output in inner.output)]:
+                for axis in self.axes_of.get(name) or []:
+                    pin(axis, why)
