@@ -34,6 +34,7 @@ from .analysis.model import Model, load
 from .analysis.plan import Entry, Plan, make_plan
 from .passes.base import run_passes
 from .passes.cleanup import Cleanup
+from .passes.fold import FoldConstants
 from .passes.save import save
 from .passes.shrink import Shrink
 from .passes.verify import Verdict, verify
@@ -143,7 +144,7 @@ def apply(model: Model, plan: Plan) -> Model:
     Raises:
         PlanError: the plan was made for another model.
     """
-    return run_passes(model, [Shrink(plan), Cleanup()])
+    return run_passes(model, [Shrink(plan), FoldConstants(), Cleanup()])
 
 
 def prune(

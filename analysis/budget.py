@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -14,6 +14,16 @@ from .selection import Selection, hold, views_in
 
 # Ratios are searched to this step: finer than one unit of any axis of up to a thousand.
 _STEPS = 1024
+
+
+def shares(sizes: Sequence[int], count: int) -> list[int]:
+    """``count`` dealt out in proportion to ``sizes``, at least one to each, the largest remainders first."""
+    exact = np.array(sizes) * (count / sum(sizes))
+    dealt = np.maximum(1, np.floor(exact + 1e-9)).astype(int)
+    order = np.argsort(dealt - exact, kind="stable")
+    for i in order[: max(0, count - int(dealt.sum()))]:
+        dealt[i] = min(sizes[i], dealt[i] + 1)
+    return [int(n) for n in dealt]
 
 
 class Chooser:
@@ -32,7 +42,10 @@ class Chooser:
         multiple: int = 1,
     ) -> None:
         self.analysis = analysis
-        self._scores = scores
+        self._scores = dict(scores)
+        for twins in analysis.twins():  # ranked as one, so that a shared weight stays shared
+            joint = np.sum([scores[axis] for axis in twins if axis in scores], axis=0)
+            self._scores.update((axis, joint) for axis in twins)
         self._multiple = multiple
         self._outer = analysis.outer_factors() if multiple > 1 else set()
         blocked = {group.axis for group in ignored}
@@ -53,17 +66,12 @@ class Chooser:
         for pool in self._pools:
             if not pool:
                 continue
-            values = np.concatenate([self._scores[group.axis] for group in pool])
-            stays = np.zeros(len(values), bool)
-            stays[np.argsort(-values, kind="stable")[: self._kept(pool, len(values), ratio)]] = True
-            offset = 0
-            for group in pool:
-                part = np.flatnonzero(stays[offset : offset + group.size])
-                if not len(part):  # no axis may become empty
-                    part = np.array([int(self._scores[group.axis].argmax())])
-                if len(part) < group.size:
-                    keep[group.axis] = part
-                offset += group.size
+            sizes = [group.size for group in pool]
+            kept = self._kept(pool, sum(sizes), ratio)
+            for group, count in zip(pool, shares(sizes, kept), strict=True):
+                if count < group.size:
+                    best = np.argsort(-self._scores[group.axis], kind="stable")[:count]
+                    keep[group.axis] = np.sort(best)
         return self._without_empty_views(keep)
 
     def _kept(self, pool: list[Group], size: int, ratio: float) -> int:

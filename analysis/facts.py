@@ -100,13 +100,14 @@ class DefaultBaked:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class IndicesBaked:
-    """The one-dimensional index input picks positions of ``source`` in the order of ``target``."""
+    """The index input, of ``axes``, picks positions of ``source``; ``target`` are its elements in a row."""
 
     node: Node
     input: int
     source: Axis
     target: Axis
     index: tuple[int, ...]
+    axes: tuple[Axis, ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

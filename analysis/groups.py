@@ -250,6 +250,21 @@ class Analysis:
                 found.append((axes, same))
         return found
 
+    def twins(self) -> list[list[Axis]]:
+        """Free atoms that count the same positions of one weight at its different uses.
+
+        The weight stays shared when they keep the same units, and is cloned when they do not.
+        """
+        first: dict[str, list[list[Axis]]] = {}
+        linked = nx.Graph()
+        for constant, _, axes in self.weight_uses():
+            units = [list(atoms(axis)) for axis in axes]
+            for mine, theirs in zip(units, first.setdefault(constant.name, units), strict=True):
+                if [a.size for a in mine] == [b.size for b in theirs]:
+                    linked.add_edges_from((a, b) for a, b in zip(mine, theirs, strict=True) if a is not b)
+        order = {axis: i for i, axis in enumerate(linked)}
+        return [sorted(part, key=order.__getitem__) for part in nx.connected_components(linked)]
+
     def pools(self) -> list[list[Group]]:
         """Groups ranked against each other: pieces that were cut from one axis."""
         found: dict[Axis, list[Group]] = {}

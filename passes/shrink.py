@@ -240,6 +240,7 @@ class _Shrinker:
         positions = self._moved(np.array(fact.index), fact.source, fact.target)
         if positions is None:
             return ()
+        positions = positions.reshape([self.selection.count(axis) for axis in fact.axes])
         name = self.edit.constant(positions, f"{node_key(proto)}.indices")
         self.edit.set_input(proto, fact.input, name)
         return (fact.input,)

@@ -1,6 +1,6 @@
 """What each operator says about its axes: one file an operator family, one rule an operator."""
 
-from . import control, conv, elementwise, linear, norm, recurrent, reshape, select
+from . import control, conv, elementwise, linear, lookup, norm, recurrent, reshape, sample, select
 from .registry import RULES, Rule, Unsupported, rule
 
 __all__ = [
@@ -11,9 +11,11 @@ __all__ = [
     "conv",
     "elementwise",
     "linear",
+    "lookup",
     "norm",
     "recurrent",
     "reshape",
     "rule",
+    "sample",
     "select",
 ]

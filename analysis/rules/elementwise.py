@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..axes import unify
+from ..axes import pin, unify
 from ..graph import Node
 from ..walk import Walk
 from .registry import Axes, Outputs, rule
@@ -31,6 +31,19 @@ def broadcast(shapes: Sequence[Axes]) -> Axes:
 )
 def unary(walk: Walk, node: Node) -> Outputs:
     return [walk.axes(node, 0)] * len(node.outputs)
+
+
+@rule("CastLike")
+def cast_like(walk: Walk, node: Node) -> Outputs:
+    return [walk.axes(node, 0)]
+
+
+@rule("Trilu", "EyeLike")
+def positional(walk: Walk, node: Node) -> Outputs:
+    x = walk.axes(node, 0)
+    for axis in x[-2:]:
+        pin(axis, f"{node.name} depends on where a position stands")
+    return [x]
 
 
 @rule(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..axes import ONE, cuts, fix, pin, unify
-from ..facts import Alone, Normalisation, SameCount
+from ..facts import Alone, Contraction, Normalisation, SameCount
 from ..graph import Node
 from ..walk import Walk
 from .elementwise import broadcast
-from .registry import Outputs, rule
+from .registry import Outputs, Unsupported, rule
 
 
 @rule("BatchNormalization")
@@ -32,16 +32,19 @@ def instance_normalization(walk: Walk, node: Node) -> Outputs:
 @rule("GroupNormalization")
 def group_normalization(walk: Walk, node: Node) -> Outputs:
     x, groups = walk.axes(node, 0), node.attrs["num_groups"]
-    if walk.opset < 21:  # scale and bias are by group: all of them stay, and so does the channel axis
-        pin(x[1], f"{node.name} has one scale for each group")
-        return [x]
+    places = [(0, 1)]
     for i in (1, 2):
-        unify(walk.axes(node, i)[0], x[1])
+        scale = walk.axes(node, i)[0]
+        if walk.opset < 21:  # one for each group
+            pin(scale, f"{node.name} has {groups} groups")
+        else:
+            unify(scale, x[1])
+            places.append((i, 0))
     blocks = cuts(x[1], [x[1].size // groups] * groups)
     walk.same_counts.append(SameCount(tuple(blocks), f"{node.name} has {groups} groups of equal size"))
     for axis in x[2:]:
         pin(axis, "a spatial axis")
-    walk.normalisations.append(Normalisation(node, ((0, 1), (1, 0), (2, 0)), ((0, 1),)))
+    walk.normalisations.append(Normalisation(node, tuple(places), ((0, 1),)))
     return [x]
 
 
@@ -99,9 +102,10 @@ def reduce(walk: Walk, node: Node) -> Outputs:
 @rule("CumSum")
 def cumsum(walk: Walk, node: Node) -> Outputs:
     x, along = walk.axes(node, 0), walk.value(node, 1)
-    for k, axis in enumerate(x):
-        if along is None or k == int(along.reshape(-1)[0]) % len(x):
-            pin(axis, "a cumulative sum runs along it")
+    if along is None:
+        raise Unsupported("its axis is computed at run time")
+    place = (0, int(along.reshape(-1)[0]) % len(x))
+    walk.contractions.append(Contraction(node, (place,), in_place=True))
     return [x]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..axes import ONE, Axis, atom, factor, fix, pin, prod, total
+from ..axes import ONE, Axis, atom, cuts, factor, fix, pin, prod, total
 from ..facts import SizesBaked
 from ..graph import Node
 from ..shapes import reshape_target
@@ -125,21 +125,28 @@ def tile(walk: Walk, node: Node) -> Outputs:
 def pad(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     pads = walk.value(node, 1) if node.has(1) else node.attrs.get("pads")
-    given = walk.value(node, 3) if node.has(3) else None
+    given = walk.static_value(node, 3)
     if pads is None or (node.has(3) and given is None):
         raise Unsupported("its padding is computed at run time")
     axes = list(range(len(x))) if given is None else [int(k) % len(x) for k in given]
-    constant = node.attrs.get("mode", b"constant") == b"constant"
+    fills = node.attrs.get("mode", b"constant") == b"constant"
+    static = walk.static(node, 1) if node.has(1) else None
     out = list(x)
     for k, axis in enumerate(axes):
-        before, after = int(pads[k]), int(pads[k + len(axes)])
+        entries = (k, k + len(axes))
+        before, after = (int(pads[e]) for e in entries)
         if not before and not after:
             continue
-        if before < 0 or after < 0 or not constant:
-            pin(x[axis], "padding crops or mirrors it")
-            out[axis] = fix(x[axis].size + before + after, "it is padded")
+        if not fills or (static is not None and not static[list(entries)].all()):
+            why = f"{node.name} pads it with its own positions, or by a number known only at run time"
+            pin(x[axis], why)
+            out[axis] = fix(x[axis].size + before + after, why)
         else:
-            out[axis] = total([fix(before, "padding"), x[axis], fix(after, "padding")])
+            cropped = [max(0, -before), max(0, -after)]
+            head, kept, tail = cuts(x[axis], [cropped[0], x[axis].size - sum(cropped), cropped[1]])
+            for piece in (head, tail):
+                pin(piece, f"{node.name} crops it by a fixed number")
+            out[axis] = total([fix(max(0, before), "padding"), kept, fix(max(0, after), "padding")])
     return [out]
 
 

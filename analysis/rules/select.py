@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..axes import Axis, cut, cuts, fix, pin, total, unify, view
-from ..facts import BoundsBaked, IndicesBaked, SizesBaked
+from ..facts import BoundsBaked, SizesBaked
 from ..graph import Node
 from ..shapes import slices
 from ..walk import Walk
@@ -85,22 +85,3 @@ def _positions(axis: Axis, positions: range) -> Axis:
     if positions.start > 0:
         _, axis = cut(axis, positions.start)
     return axis
-
-
-@rule("Gather")
-def gather(walk: Walk, node: Node) -> Outputs:
-    x, index = walk.axes(node, 0), walk.static_value(node, 1)
-    along = node.attrs.get("axis", 0) % len(x)
-    if index is not None and index.ndim == 1 and len(index):
-        positions = np.where(index < 0, index + x[along].size, index)
-        picked = view(x[along], positions)
-        walk.baked.append(IndicesBaked(node, 1, x[along], picked, tuple(int(i) for i in positions)))
-        return [[*x[:along], picked, *x[along + 1 :]]]
-    if index is None:
-        pin(x[along], f"{node.name} looks up positions computed at run time")
-    else:
-        pin(x[along], f"{node.name} reads single positions of it")
-    indices = walk.axes(node, 1)
-    for axis in indices:
-        pin(axis, f"{node.name} looks up positions by it")
-    return [[*x[:along], *indices, *x[along + 1 :]]]
