@@ -135,8 +135,11 @@ def plan(
     )
 
 
-def apply(model: Model, plan: Plan) -> Model:
+def apply(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     """The model without the channels that ``plan`` removes, cleaned up.
+
+    Args:
+        analysis: of ``model``, where there is one already.
 
     Example:
         ``apply(model, plan(model, ratio=0.5))``
@@ -144,7 +147,7 @@ def apply(model: Model, plan: Plan) -> Model:
     Raises:
         PlanError: the plan was made for another model.
     """
-    return run_passes(model, [Shrink(plan), FoldConstants(), Cleanup()])
+    return run_passes(model, [Shrink(plan, analysis), FoldConstants(), Cleanup()])
 
 
 def prune(
@@ -196,8 +199,8 @@ def prune(
             recover=recover,
         ),
     )
-    pruned = timed("apply", lambda: apply(model, chosen))
-    verdict = timed("verify", lambda: verify(model, pruned, chosen)) if check else None
+    pruned = timed("apply", lambda: apply(model, chosen, analysis))
+    verdict = timed("verify", lambda: verify(model, pruned, chosen, analysis=analysis)) if check else None
     return PruneResult(pruned, chosen, verdict, analysis, measure(model, analysis), measure(pruned), seconds)
 
 

@@ -20,7 +20,7 @@ structure, `tie` joins index maps position by position, `pin` forbids.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -66,7 +66,9 @@ class Axis:
 
 def find(axis: Axis) -> Axis:
     """What ``axis`` stands for now, with the chain of links shortened."""
-    root = axis
+    if axis.link is None:
+        return axis
+    root = axis.link
     while root.link is not None:
         root = root.link
     while axis is not root and axis.link is not None:
@@ -149,6 +151,14 @@ def atoms(axis: Axis) -> Iterator[Axis]:
         if axis.kind == "atom":
             yield axis
         stack.extend(reversed(axis.parts))
+
+
+def units(axis: Axis) -> Iterable[Axis]:
+    """Every free atom inside ``axis``, each once."""
+    axis = find(axis)
+    if axis.kind == "atom":
+        return (axis,)
+    return () if axis.kind == "fix" else dict.fromkeys(atoms(axis))
 
 
 def reason(axis: Axis) -> str | None:

@@ -10,7 +10,7 @@ from .axes import Axis, Index
 from .errors import PlanError
 from .groups import Analysis, Group
 from .scores import Scores
-from .selection import Selection, hold, views_in
+from .selection import Selection, hold
 
 # Ratios are searched to this step: finer than one unit of any axis of up to a thousand.
 _STEPS = 1024
@@ -18,6 +18,8 @@ _STEPS = 1024
 
 def shares(sizes: Sequence[int], count: int) -> list[int]:
     """``count`` dealt out in proportion to ``sizes``, at least one to each, the largest remainders first."""
+    if len(sizes) == 1:
+        return [count]
     exact = np.array(sizes) * (count / sum(sizes))
     dealt = np.maximum(1, np.floor(exact + 1e-9)).astype(int)
     order = np.argsort(dealt - exact, kind="stable")
@@ -53,12 +55,6 @@ class Chooser:
             if any(axis in blocked for axis in axes):
                 blocked.update(axes)
         self._pools = [[group for group in pool if group.axis not in blocked] for pool in analysis.pools()]
-        self._views = list(
-            views_in(
-                [axis for types in analysis.walk.axes_of.values() for axis in types or ()]
-                + [axis for types in analysis.walk.uses.values() for axis in types]
-            )
-        )
 
     def at_ratio(self, ratio: float) -> Selection:
         """Remove ``ratio`` of the units of every group, the least important first."""
@@ -84,7 +80,7 @@ class Chooser:
     def _without_empty_views(self, keep: dict[Axis, Index]) -> Selection:
         while True:
             selection = Selection(keep)
-            empty = [axis for axis in self._views if selection.count(axis) == 0]
+            empty = [axis for axis in self.analysis.views if selection.count(axis) == 0]
             if not empty:
                 return selection
             for axis in empty:

@@ -89,9 +89,8 @@ def _removed(analysis: Analysis, selection: Selection) -> Iterator[tuple[Constan
     """Each parameter and the elements it loses: fewer than none when uses that disagree split it."""
     left: dict[str, dict[object, int]] = {}
     constants: dict[str, Constant] = {}
-    for key, axes in analysis.walk.uses.items():
-        constant = analysis.constant_of_use(key)
-        if constant.is_parameter and constant.tensor is not None:
+    for constant, _, axes in analysis.parameter_uses:
+        if constant.tensor is not None:
             constants[constant.name] = constant
             kept = tuple(_kept(selection, axis) for axis in axes)
             count = math.prod(selection.count(axis) for axis in axes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,16 +34,33 @@ class Node:
     @property
     def name(self) -> str:
         """How messages call this node."""
-        return f"{self.op} '{self.proto.name or self.outputs[0]}'"
+        return f"{self.op} '{self.proto.name or self.key}'"
+
+    @property
+    def key(self) -> str:
+        """Its first output, which no other node of the model has."""
+        return self.outputs[0] or next(filter(None, self.outputs), "")
 
     def has(self, i: int) -> bool:
         """Whether input ``i`` is connected."""
         return i < len(self.inputs) and bool(self.inputs[i])
 
 
+_READ: dict[int, Callable[[onnx.AttributeProto], Any]] = {
+    onnx.AttributeProto.INT: lambda a: a.i,
+    onnx.AttributeProto.FLOAT: lambda a: a.f,
+    onnx.AttributeProto.STRING: lambda a: a.s,
+    onnx.AttributeProto.INTS: lambda a: list(a.ints),
+}
+
+
 def read_node(index: int, proto: onnx.NodeProto) -> Node:
-    op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}::{proto.op_type}"
-    attrs = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
+    domain = proto.domain
+    op = proto.op_type if not domain or domain == "ai.onnx" else f"{domain}::{proto.op_type}"
+    attrs = {
+        a.name: _READ[a.type](a) if a.type in _READ else helper.get_attribute_value(a)
+        for a in proto.attribute
+    }
     return Node(index, proto, op, tuple(proto.input), tuple(proto.output), attrs)
 
 
@@ -67,7 +86,7 @@ class Constant:
             if isinstance(self.tensor, onnx.SparseTensorProto):
                 self.known = dense(self.tensor)
             else:
-                self.known = numpy_helper.to_array(self.tensor)
+                self.known = array_of(self.tensor)
         return self.known
 
     @property
@@ -91,8 +110,35 @@ class Constant:
 
 def constant_of(tensor: onnx.TensorProto | onnx.SparseTensorProto, name: str | None = None) -> Constant:
     stored = tensor.values if isinstance(tensor, onnx.SparseTensorProto) else tensor
-    dtype = helper.tensor_dtype_to_np_dtype(stored.data_type)
-    return Constant(name or stored.name, tuple(tensor.dims), dtype, tensor=tensor)
+    return Constant(name or stored.name, tuple(tensor.dims), _dtype(stored.data_type), tensor)
+
+
+@functools.cache
+def _dtype(data_type: int) -> np.dtype[Any]:
+    return helper.tensor_dtype_to_np_dtype(data_type)
+
+
+# Types whose raw bytes are the array, on the little-endian machines ONNX's raw form is made for.
+_PLAIN = frozenset("?bBhHiIlLqQefd")
+
+
+def array_of(tensor: onnx.TensorProto) -> Array:
+    """The value of a tensor; a view of its bytes where it can be."""
+    dtype = _dtype(tensor.data_type)
+    if dtype.char in _PLAIN and tensor.HasField("raw_data") and sys.byteorder == "little":
+        return np.frombuffer(tensor.raw_data, dtype).reshape(tuple(tensor.dims))
+    return numpy_helper.to_array(tensor)
+
+
+def tensor_of(value: Array, name: str) -> onnx.TensorProto:
+    """The tensor of a value."""
+    data_type = _TYPES.get(value.dtype.char)
+    if data_type is None or sys.byteorder != "little":
+        return numpy_helper.from_array(np.ascontiguousarray(value), name)
+    return onnx.TensorProto(dims=value.shape, data_type=data_type, raw_data=value.tobytes(), name=name)
+
+
+_TYPES = {char: helper.np_dtype_to_tensor_dtype(np.dtype(char)) for char in "?bBhHiIlLefd"}
 
 
 def dense(tensor: onnx.SparseTensorProto) -> Array:
@@ -110,12 +156,19 @@ def folded(name: str, value: Array, static: NDArray[np.bool_] | None = None) -> 
     return Constant(name, value.shape, value.dtype, known=value, static=static)
 
 
+# Operators of the standard domain that hold graphs: asking every node for its attributes is slow.
+_HOLD_GRAPHS = frozenset(["If", "Loop", "Scan", "SequenceMap"])
+_GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
+
+
 def subgraphs(proto: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs held by a node's attributes (bodies of If, Loop and Scan)."""
+    if proto.op_type not in _HOLD_GRAPHS and not proto.domain:
+        return
     for attribute in proto.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
+        if attribute.type == _GRAPH:
             yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
+        elif attribute.type == _GRAPHS:
             yield from attribute.graphs
 
 
@@ -123,5 +176,6 @@ def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """``graph`` and every graph inside it."""
     yield graph
     for node in graph.node:
-        for inner in subgraphs(node):
-            yield from walk_graphs(inner)
+        if node.op_type in _HOLD_GRAPHS or node.domain:
+            for inner in subgraphs(node):
+                yield from walk_graphs(inner)

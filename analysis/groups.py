@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod as product
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import networkx as nx
 import onnx
 
-from .axes import Axis, atoms, find, flatten, pin, pool_of, reason, unify
+from .axes import Axis, atoms, find, flatten, pin, pool_of, reason, unify, units
 from .dynamic import stand_ins, symbols
 from .facts import SameCount
-from .graph import Constant, Node
+from .graph import Constant
+from .memory import keeps_all
 from .model import Model
 from .prepare import prepare
 from .rules import RULES
@@ -27,8 +28,7 @@ Exactness: TypeAlias = Literal["exact", "renormalising"]
 _NAMES_TOLD = 6
 
 
-@dataclass(frozen=True, order=True)
-class Member:
+class Member(NamedTuple):
     """Axis ``axis`` of the constant or activation ``tensor``."""
 
     tensor: str
@@ -69,8 +69,17 @@ class Group:
     limits: tuple[str, ...]
     params_per_unit: float
     axis: Axis = field(repr=False)
-    activations: tuple[Member, ...] = field(repr=False)
-    nodes: tuple[str, ...] = field(repr=False)
+    analysis: Analysis = field(repr=False)
+
+    @property
+    def activations(self) -> tuple[Member, ...]:
+        """Axes of computed tensors the units live on."""
+        return self.analysis.reached[self.axis][0]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Nodes that read the units."""
+        return self.analysis.reached[self.axis][1]
 
     def explain(self) -> str:
         """In sentences: which axes shrink together, through which nodes, and what limits them."""
@@ -100,6 +109,17 @@ def _listed(things: Sequence[object]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def _views_in(axes: Sequence[Axis], name: str, found: dict[Axis, str]) -> None:
+    stack = [find(axis) for axis in axes]
+    while stack:
+        axis = stack.pop()
+        if axis.kind == "view":
+            if axis in found:
+                continue
+            found[axis] = name
+        stack.extend(map(find, axis.parts))
+
+
 def _tie_counts(same: SameCount) -> bool:
     """Tie axes position by position, unless they are separate free atoms; whether that did anything."""
     axes = [find(axis) for axis in same.axes]
@@ -120,7 +140,29 @@ class Analysis:
         self._close_counts()
         self._pin_layout_factors()
         self.groups: tuple[Group, ...] = tuple(self._find_groups())
-        self.pins: tuple[Pin, ...] = tuple(self._find_pins())
+
+    @cached_property
+    def pins(self) -> tuple[Pin, ...]:
+        """Axes of weights of which nothing can be removed."""
+        return tuple(self._find_pins())
+
+    @cached_property
+    def reached(self) -> dict[Axis, tuple[tuple[Member, ...], tuple[str, ...]]]:
+        """For each group's axis, the activations its units live on and the nodes that read them."""
+        activations: dict[Axis, dict[Member, None]] = {group.axis: {} for group in self.groups}
+        nodes: dict[Axis, dict[str, None]] = {group.axis: {} for group in self.groups}
+        for name, types in self.walk.axes_of.items():
+            for k, axis in enumerate(types or ()):
+                for unit in units(axis):
+                    if unit in activations:
+                        activations[unit][Member(name, k)] = None
+        for node in self.walk.nodes:
+            for i, name in enumerate(node.inputs):
+                for axis in self.walk.uses.get((node.index, i)) or self.walk.axes_of.get(name) or ():
+                    for unit in units(axis):
+                        if unit in nodes:
+                            nodes[unit][node.name] = None
+        return {unit: (tuple(found), tuple(nodes[unit])) for unit, found in activations.items()}
 
     # ------------------------------------------------------------------ closing
 
@@ -135,68 +177,48 @@ class Analysis:
 
     def _pin_layout_factors(self) -> None:
         """Of the factors of a weight's axis that never stand alone, only the largest shrinks."""
+        products = [axis for _, _, axis in self.weight_axes() if find(axis).kind == "prod"]
+        if not products:
+            return
         alone = {find(axis) for fact in self.walk.alone for axis in fact.axes}
-        weighted = {unit for _, _, axis in self.weight_axes() for unit in atoms(axis)}
-        for _, _, axis in list(self.weight_axes()):
-            factors = [
-                f for f in flatten([axis], "prod") if f.kind == "atom" and f in weighted and f not in alone
-            ]
-            if find(axis).kind == "prod":
-                for f in sorted(factors, key=lambda f: -f.size)[1:]:
-                    pin(f, "it only lays out a larger axis and is never a dimension of its own")
+        for axis in products:
+            factors = [f for f in flatten([axis], "prod") if f.kind == "atom" and f not in alone]
+            for f in sorted(factors, key=lambda f: -f.size)[1:]:
+                pin(f, "it only lays out a larger axis and is never a dimension of its own")
 
     # ------------------------------------------------------------------ reading
 
-    def weight_uses(self) -> Iterator[tuple[Constant, tuple[int, int], list[Axis]]]:
+    def weight_uses(self) -> list[tuple[Constant, tuple[int, int], list[Axis]]]:
         """Uses of parameters that carry channels (rank 2 and more), each typing once."""
-        seen: set[tuple[str, int]] = set()
+        return [use for use in self.parameter_uses if len(use[2]) > 1]
+
+    @cached_property
+    def parameter_uses(self) -> list[tuple[Constant, tuple[int, int], list[Axis]]]:
+        """Uses of constants that hold learned numbers, each typing once: constant, use, axes."""
+        inputs = {node.index: node.inputs for node in self.walk.nodes}
+        found: dict[tuple[str, int], tuple[Constant, tuple[int, int], list[Axis]]] = {}
         for key, axes in self.walk.uses.items():
-            constant = self.constant_of_use(key)
-            if len(axes) < 2 or not constant.is_parameter:
-                continue
-            typing = (constant.name, id(axes))
-            if typing not in seen:
-                seen.add(typing)
-                yield constant, key, axes
+            constant = self.walk.constants[inputs[key[0]][key[1]]]
+            if constant.is_parameter:
+                found.setdefault((constant.name, id(axes)), (constant, key, axes))
+        return list(found.values())
 
     def weight_axes(self) -> Iterator[tuple[str, int, Axis]]:
         for constant, _, axes in self.weight_uses():
             for k, axis in enumerate(axes):
                 yield constant.name, k, axis
 
-    def constant_of_use(self, key: tuple[int, int]) -> Constant:
-        return self.walk.constants[self._node_of[key[0]].inputs[key[1]]]
-
-    @cached_property
-    def _node_of(self) -> dict[int, Node]:
-        return {node.index: node for node in self.walk.nodes}
-
     def _find_groups(self) -> Iterator[Group]:
         members: dict[Axis, dict[Member, None]] = {}
-        nodes: dict[Axis, dict[str, None]] = {}
         elements: dict[Axis, dict[Member, float]] = {}
-        for key, axes in self.walk.uses.items():
-            constant = self.constant_of_use(key)
-            if not constant.is_parameter:
-                continue
+        for constant, _, axes in self.parameter_uses:
             volume = product(constant.shape)
             for k, axis in enumerate(axes):
-                for unit in atoms(axis):
+                for unit in units(axis):
                     member = Member(constant.name, k)
                     elements.setdefault(unit, {})[member] = volume / unit.size
                     if len(axes) > 1:
                         members.setdefault(unit, {})[member] = None
-        activations: dict[Axis, dict[Member, None]] = {}
-        for name, types in self.walk.axes_of.items():
-            for k, axis in enumerate(types or ()):
-                for unit in atoms(axis):
-                    activations.setdefault(unit, {})[Member(name, k)] = None
-        for node in self.walk.nodes:
-            for i, name in enumerate(node.inputs):
-                read = self.walk.uses.get((node.index, i)) or self.walk.axes_of.get(name)
-                for axis in read or ():
-                    for unit in atoms(axis):
-                        nodes.setdefault(unit, {})[node.name] = None
         normalised = self._normalised()
         limits = self._limits()
         taken: dict[str, int] = {}
@@ -211,15 +233,14 @@ class Analysis:
                 limits=tuple(limits.get(unit, ())),
                 params_per_unit=sum(elements[unit].values()),
                 axis=unit,
-                activations=tuple(activations.get(unit, ())),
-                nodes=tuple(nodes.get(unit, ())),
+                analysis=self,
             )
 
     def _normalised(self) -> set[Axis]:
         found: set[Axis] = set()
         for fact in self.walk.normalisations:
             for i, k in fact.inputs:
-                found.update(atoms(self.walk.axes(fact.node, i)[k]))
+                found.update(units(self.walk.axes(fact.node, i)[k]))
         return found
 
     def _limits(self) -> dict[Axis, list[str]]:
@@ -250,18 +271,31 @@ class Analysis:
                 found.append((axes, same))
         return found
 
+    @cached_property
+    def views(self) -> dict[Axis, str]:
+        """Every view inside an axis, which could lose all its positions, and a tensor it is in."""
+        found: dict[Axis, str] = {}
+        for name, types in self.walk.axes_of.items():
+            _views_in(types or (), name, found)
+        for constant, _, types in self.parameter_uses:
+            _views_in(types, constant.name, found)
+        return found
+
     def twins(self) -> list[list[Axis]]:
         """Free atoms that count the same positions of one weight at its different uses.
 
         The weight stays shared when they keep the same units, and is cloned when they do not.
         """
-        first: dict[str, list[list[Axis]]] = {}
-        linked = nx.Graph()
+        shared: dict[str, list[list[Axis]]] = {}
         for constant, _, axes in self.weight_uses():
-            units = [list(atoms(axis)) for axis in axes]
-            for mine, theirs in zip(units, first.setdefault(constant.name, units), strict=True):
-                if [a.size for a in mine] == [b.size for b in theirs]:
-                    linked.add_edges_from((a, b) for a, b in zip(mine, theirs, strict=True) if a is not b)
+            shared.setdefault(constant.name, []).append(axes)
+        linked = nx.Graph()
+        for first, *others in shared.values():
+            for axes in others:
+                for mine, theirs in zip(first, axes, strict=True):
+                    left, right = list(atoms(mine)), list(atoms(theirs))
+                    if [a.size for a in left] == [b.size for b in right]:
+                        linked.add_edges_from((a, b) for a, b in zip(left, right, strict=True) if a is not b)
         order = {axis: i for i, axis in enumerate(linked)}
         return [sorted(part, key=order.__getitem__) for part in nx.connected_components(linked)]
 
@@ -291,11 +325,9 @@ class Analysis:
     def params(self, selection: Selection) -> int:
         """Elements of parameters under ``selection``, counted once for all uses that keep the same."""
         sizes: dict[tuple[str, tuple[Axis | None, ...]], int] = {}
-        for key, axes in self.walk.uses.items():
-            constant = self.constant_of_use(key)
-            if constant.is_parameter:
-                kept = tuple(find(axis) if selection.shrinks(axis) else None for axis in axes)
-                sizes[constant.name, kept] = product(selection.count(axis) for axis in axes)
+        for constant, _, axes in self.parameter_uses:
+            kept = tuple(find(axis) if selection.shrinks(axis) else None for axis in axes)
+            sizes[constant.name, kept] = product(selection.count(axis) for axis in axes)
         return sum(sizes.values())
 
     def graph(self) -> nx.Graph:
@@ -309,6 +341,7 @@ class Analysis:
         return graph
 
 
+@keeps_all
 def analyze(model: Model) -> Analysis:
     """Find the groups of channels of a model. Reads structure and small constants, never weights."""
     prepared = prepare(model)

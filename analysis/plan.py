@@ -15,8 +15,9 @@ from .axes import Axis, Index
 from .budget import Chooser
 from .errors import PlanError, UsageError
 from .groups import Analysis, Group
+from .memory import keeps_all
 from .scores import score
-from .selection import Selection, views_in
+from .selection import Selection
 
 FORMAT = "onnx-prune plan"
 VERSION = 1
@@ -85,6 +86,7 @@ class Plan:
         return Plan(entries, options)
 
 
+@keeps_all
 def make_plan(
     analysis: Analysis,
     *,
@@ -214,8 +216,7 @@ def select(analysis: Analysis, plan: Plan) -> Selection:
         if len({selection.count(axis) for axis in axes}) > 1:
             named = ", ".join(f"'{ids[axis]}'" for axis in axes if axis in ids)
             raise PlanError(f"groups {named} must keep equal numbers of units: {same.because}")
-    for name, types in analysis.walk.axes_of.items():
-        for axis in views_in(types or ()):
-            if selection.count(axis) == 0:
-                raise PlanError(f"the plan leaves nothing of an axis of '{name}'")
+    for axis, name in analysis.views.items():
+        if selection.count(axis) == 0:
+            raise PlanError(f"the plan leaves nothing of an axis of '{name}'")
     return selection

@@ -37,7 +37,7 @@ def score(analysis: Analysis, criterion: str) -> dict[Axis, Scores]:
     for constant, _, axes in analysis.weight_uses():
         if not any(find(axis).kind != "fix" for axis in axes):
             continue
-        energy = importance(constant.value.astype(np.float32))
+        energy = importance(constant.value.astype(np.float32, copy=False))
         for k, axis in enumerate(axes):
             axis = find(axis)
             others = tuple(j for j in range(energy.ndim) if j != k)

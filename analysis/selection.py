@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -26,6 +26,10 @@ class Selection:
         A ragged axis has positions only block by block: ask for its parts.
         """
         axis = find(axis)
+        if axis.kind == "atom":
+            return self._keep.get(axis)
+        if axis.kind == "fix":
+            return None
         if axis not in self._memo:
             self._memo[axis] = self._positions(axis)
         return self._memo[axis]
@@ -44,10 +48,6 @@ class Selection:
         return self.positions(axis) is not None
 
     def _positions(self, axis: Axis) -> Index | None:
-        if axis.kind == "fix":
-            return None
-        if axis.kind == "atom":
-            return self._keep.get(axis)
         parts = [self.positions(part) for part in axis.parts]
         if all(part is None for part in parts):
             return None
@@ -90,19 +90,3 @@ def hold(keep: dict[Axis, Index], axis: Axis, position: int) -> None:
         for part in reversed(axis.parts):
             hold(keep, part, position % part.size)
             position //= part.size
-
-
-def views_in(axes: Iterable[Axis]) -> dict[Axis, None]:
-    """Every view and segment inside ``axes`` that could lose all its positions, in a stable order."""
-    found: dict[Axis, None] = {}
-    stack = list(axes)[::-1]
-    seen: set[Axis] = set()
-    while stack:
-        axis = find(stack.pop())
-        if axis in seen:
-            continue
-        seen.add(axis)
-        if axis.kind == "view":
-            found[axis] = None
-        stack.extend(reversed(axis.parts))
-    return found

@@ -14,7 +14,7 @@ from .axes import Axis, AxisMismatch, atom, fix, pin
 from .dynamic import RUN_TIME, once, symbol_of
 from .errors import ModelError
 from .facts import Alone, Baked, Contraction, Normalisation, SameCount, SizesRead, Work
-from .graph import Array, Constant, Node, constant_of, folded, read_node, walk_graphs
+from .graph import Array, Constant, Node, constant_of, folded, read_node, subgraphs, walk_graphs
 from .shapes import constant_value, evaluate, infer_outputs
 
 Axes: TypeAlias = list[Axis]
@@ -242,9 +242,12 @@ class Walk:
             return True
         if node.op in ("Shape", "Size"):
             return self._fold_sizes(node)
-        known = [self.constants.get(name) for name in node.inputs]
-        if not known or any(c is None and name for c, name in zip(known, node.inputs, strict=True)):
+        if not node.inputs:
             return False
+        for name in node.inputs:
+            if name and name not in self.constants:
+                return False
+        known = [self.constants.get(name) for name in node.inputs]
         if node.op == "Identity" and known[0] is not None:
             self.constants[node.outputs[0]] = known[0]
             return True
@@ -287,16 +290,15 @@ class Walk:
 
     def _type(self, node: Node) -> None:
         rule = self._rules.get(node.op)
-        outputs: Outputs | None = None
-        why = f"{node.name} has no rule"
-        if rule is not None:
+        outputs: Outputs
+        if rule is None:
+            outputs = self._pin_all(node, f"{node.name} has no rule")
+        else:
             try:
                 outputs = rule(self, node)
             except (AxisMismatch, Unsupported) as error:
-                why = f"{node.name}: {error}"
                 self.misfits += 1
-        if outputs is None:
-            outputs = self._pin_all(node, why)
+                outputs = self._pin_all(node, f"{node.name}: {error}")
         for name, types in zip(node.outputs, outputs, strict=False):
             if name:
                 self.axes_of[name] = types
@@ -308,9 +310,8 @@ class Walk:
             if name and (name in self.constants or self.axes_of.get(name) is not None):
                 for axis in self.axes(node, i):
                     pin(axis, why)
-        for attribute in node.proto.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                self._pin_captures(attribute.g, why)
+        for body in subgraphs(node.proto):
+            self._pin_captures(body, why)
         return [
             None if sizes is None else [fix(size, why) for size in sizes] for sizes in self.output_sizes(node)
         ]

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from ..analysis.graph import subgraphs, walk_graphs
+from ..analysis.graph import subgraphs, tensor_of, walk_graphs
 
 
 def node_key(node: onnx.NodeProto) -> str:
     """A name for a node: its first output, which no other node of the model has."""
-    return next((name for name in node.output if name), "")
+    output = node.output
+    return output[0] if output and output[0] else next(filter(None, output), "")
 
 
 class Edit:
@@ -28,8 +28,9 @@ class Edit:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = onnx.ModelProto()
         self.proto.CopyFrom(proto)
-        self.nodes = {node_key(n): n for g in walk_graphs(self.proto.graph) for n in g.node}
-        self._names = {name for g in walk_graphs(self.proto.graph) for name in _names(g)}
+        self.graphs = list(walk_graphs(self.proto.graph))
+        self.nodes = {node_key(node): node for graph in self.graphs for node in graph.node}
+        self._names = {name for graph in self.graphs for name in _names(graph)}
         self._added: dict[str, onnx.TensorProto] = {}
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._after: dict[str, list[onnx.NodeProto]] = {}
@@ -47,7 +48,7 @@ class Edit:
     def constant(self, value: NDArray[Any], hint: str) -> str:
         """Add an initializer; its name."""
         name = self.fresh(hint)
-        self._added[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self._added[name] = tensor_of(value, name)
         return name
 
     def insert_before(self, key: str, op: str, inputs: list[str], hint: str, **attrs: Any) -> str:
@@ -76,8 +77,9 @@ class Edit:
 
     def finish(self, removable: Callable[[onnx.NodeProto], bool] = lambda node: False) -> onnx.ModelProto:
         """The edited model, without nodes that are ``removable`` and dead, and without dead initializers."""
-        for graph in walk_graphs(self.proto.graph):
-            if any(self._key(n) in self._before or self._key(n) in self._after for n in graph.node):
+        inserted = self._before.keys() | self._after.keys()
+        for graph in self.graphs:
+            if inserted and any(self._key(node) in inserted for node in graph.node):
                 nodes: list[onnx.NodeProto] = []
                 for node in graph.node:
                     key = self._key(node)
@@ -85,6 +87,7 @@ class Edit:
                 copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
                 del graph.node[:]
                 graph.node.extend(copies)
+        self.graphs = list(walk_graphs(self.proto.graph))
         self.proto.graph.initializer.extend(self._added.values())
         drop_dead(self.proto.graph, removable)
         return self.proto
@@ -92,10 +95,8 @@ class Edit:
     def rename_initializers(self, names: dict[str, str]) -> None:
         """Give initializers of the finished model other names; one that has such a name makes room."""
         taken = set(names.values())
-        for graph in walk_graphs(self.proto.graph):
-            for i in reversed(range(len(graph.initializer))):
-                if graph.initializer[i].name in taken:
-                    del graph.initializer[i]
+        for graph in self.graphs:
+            _drop(graph.initializer, lambda tensor: tensor.name in taken)
             for tensor in graph.initializer:
                 tensor.name = names.get(tensor.name, tensor.name)
             for node in graph.node:
@@ -109,6 +110,8 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
         yield from node.output
     for tensor in graph.initializer:
         yield tensor.name
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name
     for info in graph.input:
         yield info.name
 
@@ -122,21 +125,26 @@ def drop_dead(graph: onnx.GraphProto, removable: Callable[[onnx.NodeProto], bool
     needed.update(info.name for info in graph.input)
     _sweep(graph, needed, removable)
     for inner in walk_graphs(graph):
-        dead = [i for i, t in enumerate(inner.initializer) if t.name not in needed]
-        for i in reversed(dead):
-            del inner.initializer[i]
+        _drop(inner.initializer, lambda tensor: tensor.name not in needed)
+        _drop(inner.sparse_initializer, lambda tensor: tensor.values.name not in needed)
 
 
 def _sweep(graph: onnx.GraphProto, needed: set[str], removable: Callable[[onnx.NodeProto], bool]) -> None:
     needed.update(output.name for output in graph.output)
-    dead = []
-    for i in reversed(range(len(graph.node))):
-        node = graph.node[i]
-        if removable(node) and not any(name in needed for name in node.output if name):
-            dead.append(i)
+    dead = set()
+    for node in reversed(graph.node):
+        if removable(node) and needed.isdisjoint(filter(None, node.output)):
+            dead.add(node_key(node))
             continue
         needed.update(node.input)
         for inner in subgraphs(node):
             _sweep(inner, needed, removable)
-    for i in dead:
-        del graph.node[i]
+    _drop(graph.node, lambda node: node_key(node) in dead)
+
+
+def _drop(field: Any, gone: Callable[[Any], bool]) -> None:
+    """Remove elements of a repeated field: moved to its end first, since removing one by one is quadratic."""
+    count = sum(map(gone, field))
+    if count:
+        field.sort(key=gone)
+        del field[len(field) - count :]

@@ -13,8 +13,9 @@ from onnx import helper
 
 from ..analysis.axes import Axis, find
 from ..analysis.facts import Baked, BoundsBaked, CountBaked, DefaultBaked, IndicesBaked, SizesBaked, SizesRead
-from ..analysis.graph import Constant, Node, walk_graphs
+from ..analysis.graph import Constant, Node
 from ..analysis.groups import Analysis, analyze
+from ..analysis.memory import keeps_all
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
 from ..analysis.selection import Selection
@@ -28,20 +29,25 @@ Array = NDArray[Any]
 class Shrink:
     """The pass that removes the channels of a plan.
 
+    Attributes:
+        analysis: of the model, where there is one already.
+
     Raises (when called):
         PlanError: the plan does not fit the model.
     """
 
     plan: Plan
+    analysis: Analysis | None = None
 
+    @keeps_all
     def __call__(self, model: Model) -> Model:
-        analysis = analyze(model)
+        analysis = self.analysis or analyze(model)
         return Model(_Shrinker(analysis, select(analysis, self.plan)).run(), model.path)
 
 
-def shrink(model: Model, plan: Plan) -> Model:
+def shrink(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     """`Shrink` as a function."""
-    return Shrink(plan)(model)
+    return Shrink(plan, analysis)(model)
 
 
 def slice_axes(value: Array, axes: list[Axis], selection: Selection) -> Array:
@@ -50,11 +56,11 @@ def slice_axes(value: Array, axes: list[Axis], selection: Selection) -> Array:
         if find(axis).kind != "ragged":
             kept = selection.positions(axis)
             if kept is not None and k > 0:
-                value = np.take(value, kept, axis=k)
+                value = value.take(kept, axis=k)
     rows = selection.positions(axes[0]) if axes else None
     blocks = next(((k, find(a)) for k, a in enumerate(axes) if find(a).kind == "ragged"), None)
     if blocks is None:
-        return value if rows is None else np.take(value, rows, axis=0)
+        return value if rows is None else value.take(rows, axis=0)
     along, ragged = blocks
     per_block = value.shape[0] // len(ragged.parts)
     rows = np.arange(value.shape[0]) if rows is None else rows
@@ -62,7 +68,7 @@ def slice_axes(value: Array, axes: list[Axis], selection: Selection) -> Array:
     for g, part in enumerate(ragged.parts):
         piece = value[rows[rows // per_block == g]]
         kept = selection.positions(part)
-        pieces.append(piece if kept is None else np.take(piece, kept, axis=along))
+        pieces.append(piece if kept is None else piece.take(kept, axis=along))
     return np.concatenate(pieces)
 
 
@@ -72,17 +78,17 @@ class _Shrinker:
         self.selection = selection
         self.edit = Edit(analysis.model.proto)
         self.original_of: dict[str, str] = {}  # new initializer -> the one it was sliced from
+        self._signatures: dict[Axis, Any] = {}
         self._made: dict[Any, str] = {}  # constant and what is kept of it -> new initializer
 
     def run(self) -> onnx.ModelProto:
         handled = {fact: self._rewrite(fact) for fact in self.walk.baked}
         baked = {(f.node.index, i) for f, inputs in handled.items() for i in inputs}
-        for node in self.walk.nodes:
-            for i, name in enumerate(node.inputs):
-                constant = self.walk.constants.get(name)
-                if constant is not None and (node.index, i) not in baked:
-                    self._rewrite_use(node, i, constant)
-        walked = {node_key(node.proto) for node in self.walk.nodes}
+        nodes = {node.index: node for node in self.walk.nodes}
+        for (index, i), axes in self.walk.uses.items():
+            if (index, i) not in baked:
+                self._rewrite_use(nodes[index], i, axes)
+        walked = {node.key for node in self.walk.nodes}
         proto = self.edit.finish(removable=lambda n: node_key(n) not in walked)
         self._restore_names(proto)
         self._update_shapes(proto)
@@ -90,18 +96,18 @@ class _Shrinker:
 
     # ------------------------------------------------------------------ weights
 
-    def _rewrite_use(self, node: Node, i: int, constant: Constant) -> None:
-        axes = self.walk.uses.get((node.index, i))
-        if axes is None or not any(self.selection.shrinks(axis) for axis in axes):
+    def _rewrite_use(self, node: Node, i: int, axes: list[Axis]) -> None:
+        if not any(map(self.selection.shrinks, axes)):
             return
-        proto = self.edit.nodes[node_key(node.proto)]
+        constant = self.walk.constants[node.inputs[i]]
+        proto = self.edit.nodes[node.key]
         if constant.static is None:
             self.edit.set_input(proto, i, self._sliced(constant, axes))
             return
         for k, axis in enumerate(axes):  # computed from sizes known only at run time: picked from there
             kept = self.selection.positions(axis)
             if kept is not None:
-                key = node_key(node.proto)
+                key = node.key
                 index = self.edit.constant(kept, f"{key}.kept")
                 picked = self.edit.insert_before(
                     key, "Gather", [proto.input[i], index], f"{key}.picked", axis=k
@@ -121,16 +127,19 @@ class _Shrinker:
 
     def _signature(self, axis: Axis) -> Any:
         axis = find(axis)
-        if axis.kind == "ragged":
-            return tuple(self._signature(part) for part in axis.parts)
-        kept = self.selection.positions(axis)
-        return None if kept is None else kept.tobytes()
+        if axis not in self._signatures:
+            if axis.kind == "ragged":
+                self._signatures[axis] = tuple(self._signature(part) for part in axis.parts)
+            else:
+                kept = self.selection.positions(axis)
+                self._signatures[axis] = None if kept is None else kept.tobytes()
+        return self._signatures[axis]
 
     def _restore_names(self, proto: onnx.ModelProto) -> None:
         """A sliced weight takes its old name back when nothing reads the whole one any more."""
         present = {t.name for t in proto.graph.initializer}
         taken = {
-            name for g in walk_graphs(proto.graph) for node in g.node for name in (*node.input, *node.output)
+            name for g in self.edit.graphs for node in g.node for name in (*node.input, *node.output)
         }
         taken.update(output.name for output in proto.graph.output)
         names: dict[str, str] = {}
@@ -144,7 +153,7 @@ class _Shrinker:
 
     def _rewrite(self, fact: Baked) -> tuple[int, ...]:
         """Rewrite one fact; the inputs it has taken care of."""
-        proto = self.edit.nodes[node_key(fact.node.proto)]
+        proto = self.edit.nodes[fact.node.key]
         if isinstance(fact, CountBaked):
             _set_attribute(proto, fact.attribute, self.selection.count(fact.axis))
             return ()

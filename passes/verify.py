@@ -27,7 +27,7 @@ from ..analysis.groups import Analysis, Exactness, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
 from ..analysis.selection import Selection
-from .edit import Edit, node_key
+from .edit import Edit
 from .execute import Arrays, execute, random_inputs
 from .upcast import in_float32
 
@@ -59,14 +59,19 @@ class Verdict:
     message: str
 
 
-def verify(model: Model, pruned: Model, plan: Plan, seed: int = 0) -> Verdict:
+def verify(
+    model: Model, pruned: Model, plan: Plan, seed: int = 0, analysis: Analysis | None = None
+) -> Verdict:
     """Run ``pruned`` and the masked original on random inputs and compare them.
+
+    Args:
+        analysis: of ``model``, where there is one already.
 
     Raises:
         PlanError: the plan does not fit the model.
         ModelError: one of the two does not run.
     """
-    analysis = analyze(model)
+    analysis = analysis or analyze(model)
     selection = select(analysis, plan)
     masked = masked_original(analysis, selection)
     used = {entry.group for entry in plan.entries}
@@ -175,7 +180,7 @@ class _Masker:
             for i, name in enumerate(node.inputs):
                 if (node.index, i) in self.masked:
                     weight = self.edit.constant(self.masked[node.index, i], f"{name}.masked")
-                    self.edit.set_input(self.edit.nodes[node_key(node.proto)], i, weight)
+                    self.edit.set_input(self.edit.nodes[node.key], i, weight)
         for normalisation in self.walk.normalisations:
             self._restrict(normalisation)
         return self.edit.finish()
@@ -205,7 +210,7 @@ class _Masker:
         """Let a node read zeros at the removed positions of axis ``k`` of input ``i``."""
         axes = self.walk.axes(node, i)
         if self.selection.shrinks(axes[k]):
-            key = node_key(node.proto)
+            key = node.key
             proto = self.edit.nodes[key]
             keep = self.edit.constant(self._mask(axes, k, np.dtype(bool)), f"{key}.keep")
             zero = self.edit.constant(np.zeros((), self.walk.dtype(node, i)), f"{key}.zero")
@@ -216,7 +221,7 @@ class _Masker:
         """Let a node read only the kept positions of axis ``k`` of input ``i``."""
         kept = self.selection.positions(self.walk.axes(node, i)[k])
         if kept is not None:
-            key = node_key(node.proto)
+            key = node.key
             proto = self.edit.nodes[key]
             index = self.edit.constant(kept, f"{key}.kept")
             seen = self.edit.insert_before(key, "Gather", [proto.input[i], index], f"{key}.seen", axis=k)
@@ -242,8 +247,8 @@ class _Masker:
     def _restrict(self, fact: Normalisation) -> None:
         """Gather the kept positions before the node, and lay its results out at full size after it."""
         node = fact.node
-        proto = self.edit.nodes[node_key(node.proto)]
-        key = node_key(node.proto)
+        proto = self.edit.nodes[node.key]
+        key = node.key
         for i, k in fact.inputs:
             self._see_kept(node, i, k)
         spread = []

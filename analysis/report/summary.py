@@ -65,7 +65,7 @@ def analysis_json(analysis: Analysis) -> dict[str, Any]:
             "size": group.size,
             "exactness": group.exactness,
             "params_per_unit": group.params_per_unit,
-            "members": [asdict(member) for member in group.members],
+            "members": [member._asdict() for member in group.members],
             "limits": list(group.limits),
             "explanation": group.explain(),
         }
