@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from .analysis.blocks import Block
 from .analysis.cost import Cost, measure, predict
 from .analysis.errors import (
     BackendError,
@@ -32,7 +33,9 @@ from .analysis.errors import (
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
 from .analysis.plan import Entry, Plan, make_plan
+from .analysis.selection import Selection
 from .passes.base import run_passes
+from .passes.blocks import DropBlocks
 from .passes.cleanup import Cleanup
 from .passes.fold import FoldConstants
 from .passes.save import save
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "BackendError",
+    "Block",
     "CheckError",
     "Cost",
     "Entry",
@@ -74,6 +78,7 @@ __all__ = [
     "prune",
     "save",
     "verify",
+    "without_blocks",
 ]
 
 T = TypeVar("T")
@@ -111,8 +116,12 @@ def plan(
     ignore: Sequence[str] = (),
     criterion: str = "l2",
     recover: str = "none",
+    drop: Sequence[str] = (),
 ) -> Plan:
     """Choose the channels to remove; see `analysis.plan.make_plan` for the arguments.
+
+    Args:
+        drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
 
     Example:
         ``plan(model, ratio=0.5)`` removes half the units of every group, ``plan(model, macs=0.4)`` leaves
@@ -123,7 +132,15 @@ def plan(
         PlanError: nothing can be removed, or the budget cannot be met.
     """
     analysis = model if isinstance(model, Analysis) else analyze(model)
-    return make_plan(
+    whole = analysis
+    if drop:
+        analysis = analyze(DropBlocks(tuple(drop))(whole.model))
+        if ratio is macs is params is None:
+            ratio = 0.0
+        # A budget is a share of the model that was given.
+        macs = macs and min(1.0, macs * whole.macs(Selection({})) / analysis.macs(Selection({})))
+        params = params and min(1.0, params * whole.params(Selection({})) / analysis.params(Selection({})))
+    chosen = make_plan(
         analysis,
         ratio=ratio,
         macs=macs,
@@ -133,6 +150,7 @@ def plan(
         criterion=criterion,
         recover=recover,
     )
+    return replace(chosen, blocks=tuple(drop))
 
 
 def apply(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
@@ -147,7 +165,23 @@ def apply(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     Raises:
         PlanError: the plan was made for another model.
     """
-    return run_passes(model, [Shrink(plan, analysis), FoldConstants(), Cleanup()])
+    shrink = Shrink(plan, None if plan.blocks else analysis)
+    return run_passes(model, [DropBlocks(plan.blocks), shrink, FoldConstants(), Cleanup()])
+
+
+def without_blocks(model: Model, blocks: Sequence[str]) -> Model:
+    """The model without whole residual blocks, each replaced by its skip path.
+
+    Args:
+        blocks: ids of `Analysis.blocks`.
+
+    Example:
+        ``without_blocks(model, [analyze(model).blocks[-1].id])``
+
+    Raises:
+        PlanError: the model has no such block.
+    """
+    return DropBlocks(tuple(blocks))(model)
 
 
 def prune(
@@ -160,6 +194,7 @@ def prune(
     ignore: Sequence[str] = (),
     criterion: str = "l2",
     recover: str = "none",
+    drop: Sequence[str] = (),
     check: bool = True,
     progress: Callable[[str], None] = lambda step: None,
 ) -> PruneResult:
@@ -168,7 +203,7 @@ def prune(
     Args:
         check: run the certificate.
         progress: called with the name of each step as it begins.
-        ratio, macs, params, multiple, ignore, criterion, recover: as in `plan`.
+        ratio, macs, params, multiple, ignore, criterion, recover, drop: as in `plan`.
 
     Example:
         ``prune(load("model.onnx"), macs=0.5, multiple=8).after.macs``
@@ -197,6 +232,7 @@ def prune(
             ignore=ignore,
             criterion=criterion,
             recover=recover,
+            drop=drop,
         ),
     )
     pruned = timed("apply", lambda: apply(model, chosen, analysis))

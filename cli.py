@@ -73,6 +73,12 @@ Criterion = Annotated[
 Recover = Annotated[
     str, typer.Option("--recover", metavar="NAME", help="none: the kept weights stay untouched.")
 ]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--drop", metavar="BLOCK", help="Remove this residual block whole (analyze lists them). Repeatable."
+    ),
+]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="What to compile for: cpu.")]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run with.")]
 
@@ -86,9 +92,12 @@ def _percent(text: str | None, option: str) -> float | None:
         raise UsageError(f"{option} '{text}' is no percentage: write 50%") from None
 
 
-def _budget(ratio: float | None, macs: str | None, params: str | None) -> dict[str, float | None]:
-    if sum(value is not None for value in (ratio, macs, params)) != 1:
-        raise UsageError("give exactly one of --ratio, --macs and --params")
+def _budget(
+    ratio: float | None, macs: str | None, params: str | None, drop: list[str] | None
+) -> dict[str, Any]:
+    given = sum(value is not None for value in (ratio, macs, params))
+    if given > 1 or not (given or drop):
+        raise UsageError("give exactly one of --ratio, --macs and --params (none with --drop alone)")
     return {"ratio": ratio, "macs": _percent(macs, "--macs"), "params": _percent(params, "--params")}
 
 
@@ -188,10 +197,11 @@ def plan(
     ignore: Ignore = None,
     criterion: Criterion = "l2",
     recover: Recover = "none",
+    drop: Drop = None,
     json_: Json = None,
 ) -> None:
     """Choose the channels to remove, as a file to review and replay."""
-    budget = _budget(ratio, macs, params)
+    budget = _budget(ratio, macs, params, drop)
     _check_outputs(output, json_)
     seconds: dict[str, float] = {}
     with _step(seconds, "load"):
@@ -206,8 +216,10 @@ def plan(
             ignore=ignore or (),
             criterion=criterion,
             recover=recover,
+            drop=drop or (),
         )
-        before, after = api.measure(loaded, analysis), api.predict(analysis, chosen)
+        before = api.measure(loaded, analysis)
+        after = api.predict(api.analyze(api.without_blocks(loaded, chosen.blocks)), chosen)
     save_text(chosen.to_json(), output)
     _print_costs(before, after)
     removed = sum(entry.size - len(entry.keep) for entry in chosen.entries)
@@ -258,6 +270,7 @@ def prune(
     ignore: Ignore = None,
     criterion: Criterion = "l2",
     recover: Recover = "none",
+    drop: Drop = None,
     save_plan: Annotated[
         Path | None,
         typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
@@ -266,7 +279,7 @@ def prune(
     json_: Json = None,
 ) -> None:
     """Plan, apply and verify in one go. Nothing is written when the certificate does not hold."""
-    budget = _budget(ratio, macs, params)
+    budget = _budget(ratio, macs, params, drop)
     _check_outputs(output, save_plan, json_)
     with console.status("load") as status:
         result = api.prune(
@@ -276,6 +289,7 @@ def prune(
             ignore=ignore or (),
             criterion=criterion,
             recover=recover,
+            drop=drop or (),
             check=not no_verify,
             progress=status.update,
         )

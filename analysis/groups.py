@@ -12,6 +12,7 @@ import networkx as nx
 import onnx
 
 from .axes import Axis, atoms, find, flatten, pin, pool_of, reason, unify, units
+from .blocks import Block, find_blocks
 from .dynamic import stand_ins, symbols
 from .facts import SameCount
 from .graph import Constant
@@ -145,6 +146,11 @@ class Analysis:
     def pins(self) -> tuple[Pin, ...]:
         """Axes of weights of which nothing can be removed."""
         return tuple(self._find_pins())
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Residual branches that can be removed whole."""
+        return find_blocks(self.walk)
 
     @cached_property
     def reached(self) -> dict[Axis, tuple[tuple[Member, ...], tuple[str, ...]]]:

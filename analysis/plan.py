@@ -40,10 +40,12 @@ class Plan:
     Attributes:
         entries: groups that shrink; all others stay whole.
         options: how the choice was made (criterion, ratio or budget, multiple, ignored names).
+        blocks: residual blocks that go whole, before anything shrinks; see `analysis.blocks.Block`.
     """
 
     entries: tuple[Entry, ...]
     options: dict[str, Any]
+    blocks: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -55,8 +57,9 @@ class Plan:
             json.dumps({"group": e.group, "size": e.size, "keep": list(e.keep)}) for e in self.entries
         )
         options = json.dumps(self.options, sort_keys=True)
+        blocks = f'  "blocks": {json.dumps(list(self.blocks))},\n' if self.blocks else ""
         return (
-            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n  "options": {options},\n'
+            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n  "options": {options},\n{blocks}'
             f'  "groups": [\n    {entries}\n  ]\n}}\n'
         )
 
@@ -81,9 +84,10 @@ class Plan:
                 for e in data["groups"]
             )
             options = dict(data["options"])
+            blocks = tuple(str(block) for block in data.get("blocks", []))
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"the plan is malformed: {error!r}") from None
-        return Plan(entries, options)
+        return Plan(entries, options, blocks)
 
 
 @keeps_all

@@ -84,9 +84,10 @@ class Walk:
             info.name: info for graph in walk_graphs(model.graph) for info in graph.value_info
         }
         self.graph(model.graph)
-        for output in model.graph.output:
-            for axis in self.axes_of.get(output.name) or []:
-                pin(axis, f"'{output.name}' is an output of the model")
+        self.outputs = [output.name for output in model.graph.output]
+        for name in self.outputs:
+            for axis in self.axes_of.get(name) or []:
+                pin(axis, f"'{name}' is an output of the model")
         if twin is not None and len(twin.work) == len(self.work):
             self.work = [once(mine, other) for mine, other in zip(self.work, twin.work, strict=True)]
 
@@ -148,8 +149,15 @@ class Walk:
 
     def dtype(self, node: Node, i: int) -> np.dtype[Any]:
         """The dtype of input ``i``; float32 where nothing is written down."""
-        constant = self.constants.get(node.inputs[i])
-        return constant.dtype if constant is not None else self._dtypes.get(node.inputs[i], _FLOAT)
+        name = node.inputs[i]
+        constant = self.constants.get(name)
+        return self._dtype(name) if constant is None else constant.dtype
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        info = self._known_shapes.get(name)
+        if info is not None and name not in self._dtypes and info.type.tensor_type.elem_type:
+            return onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        return self._dtypes.get(name, _FLOAT)
 
     def is_constant(self, node: Node, i: int) -> bool:
         """Whether input ``i`` has one value, whatever the sizes known only at run time."""
@@ -170,7 +178,7 @@ class Walk:
                 types = self.axes_of.get(name)
                 if types is None:
                     return [None] * len(node.outputs)
-                dtype = self._dtypes.get(name, _FLOAT)
+                dtype = self._dtype(name)
                 inputs[name] = (dtype, [t.size for t in types], None)
         shapes = infer_outputs(node.proto, inputs, self.opsets)
         return [shapes.get(name) or self._declared(name) for name in node.outputs]

@@ -138,9 +138,7 @@ class _Shrinker:
     def _restore_names(self, proto: onnx.ModelProto) -> None:
         """A sliced weight takes its old name back when nothing reads the whole one any more."""
         present = {t.name for t in proto.graph.initializer}
-        taken = {
-            name for g in self.edit.graphs for node in g.node for name in (*node.input, *node.output)
-        }
+        taken = {name for g in self.edit.graphs for node in g.node for name in (*node.input, *node.output)}
         taken.update(output.name for output in proto.graph.output)
         names: dict[str, str] = {}
         for new, old in self.original_of.items():

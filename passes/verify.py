@@ -27,6 +27,7 @@ from ..analysis.groups import Analysis, Exactness, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
 from ..analysis.selection import Selection
+from .blocks import DropBlocks, silenced
 from .edit import Edit
 from .execute import Arrays, execute, random_inputs
 from .upcast import in_float32
@@ -72,11 +73,23 @@ def verify(
         ModelError: one of the two does not run.
     """
     analysis = analysis or analyze(model)
+    if plan.blocks:
+        shorter = DropBlocks(plan.blocks)(model)
+        verdict = _compare(model, silenced(analysis, plan.blocks), shorter, analysis, "exact", seed)
+        if not verdict.ok:
+            return verdict
+        model, analysis = shorter, analyze(shorter)
     selection = select(analysis, plan)
     masked = masked_original(analysis, selection)
     used = {entry.group for entry in plan.entries}
     renormalising = any(g.exactness == "renormalising" for g in analysis.groups if g.id in used)
     kind: Exactness = "renormalising" if renormalising else "exact"
+    return _compare(model, masked, pruned, analysis, kind, seed)
+
+
+def _compare(
+    model: Model, masked: onnx.ModelProto, pruned: Model, analysis: Analysis, kind: Exactness, seed: int
+) -> Verdict:
     mismatch = _signature_mismatch(model.proto, pruned.proto)
     if mismatch:
         return Verdict(False, kind, float("inf"), mismatch)
