@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	&& command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench zoo tvm-zoo clean
+.PHONY: install demo test lint bench zoo speed fuzz mutations tvm-zoo clean
 
 install: .venv/.installed
 
@@ -44,6 +44,18 @@ test: lint
 # Slow: every graph of the zoo is pruned and certified; the table goes to docs/coverage.md.
 zoo: .venv/.installed
 	$(BIN)/python tools/zoo_table.py
+
+# Slow: the analysis timed on the zoo and on generated nets; the table goes to docs/analysis_speed.md.
+speed: .venv/.installed
+	$(BIN)/python tools/analysis_speed.py
+
+# Slow: 10,000 random graphs, equal to the last bit.
+fuzz: .venv/.tested
+	ONNX_PRUNE_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/test_random_graphs.py
+
+# Slow: every rule broken on purpose; the table goes to docs/mutations.md.
+mutations: .venv/.tested
+	$(BIN)/python tools/mutation_table.py
 
 # Slow: every graph of the zoo is compiled with TVM; the table goes to docs/tvm_zoo.md.
 tvm-zoo: .venv/.installed

@@ -205,7 +205,7 @@ class Analysis:
         found: dict[tuple[str, int], tuple[Constant, tuple[int, int], list[Axis]]] = {}
         for key, axes in self.walk.uses.items():
             constant = self.walk.constants[inputs[key[0]][key[1]]]
-            if constant.is_parameter:
+            if constant.is_parameter and constant.static is None:
                 found.setdefault((constant.name, id(axes)), (constant, key, axes))
         return list(found.values())
 
