@@ -91,7 +91,7 @@ class _Shrinker:
         walked = {node.key for node in self.walk.nodes}
         proto = self.edit.finish(removable=lambda n: node_key(n) not in walked)
         self._restore_names(proto)
-        self._update_shapes(proto)
+        self._update_shapes()
         return proto
 
     # ------------------------------------------------------------------ weights
@@ -299,18 +299,19 @@ class _Shrinker:
 
     # ------------------------------------------------------------------ declared shapes
 
-    def _update_shapes(self, proto: onnx.ModelProto) -> None:
-        """Shapes written down for intermediate tensors, and for weights that are inputs with defaults."""
-        weights = {t.name: t for t in proto.graph.initializer}
-        for info in [*proto.graph.value_info, *proto.graph.input]:
-            dims = info.type.tensor_type.shape.dim
-            if info.name in weights:
-                for dim, size in zip(dims, weights[info.name].dims, strict=False):
-                    dim.dim_value = size
-            else:
-                for dim, axis in zip(dims, self.walk.axes_of.get(info.name) or (), strict=False):
-                    if dim.HasField("dim_value") and self.selection.shrinks(axis):
-                        dim.dim_value = self.selection.count(axis)
+    def _update_shapes(self) -> None:
+        """Shapes written down for intermediate tensors, bodies, and weights that are inputs with defaults."""
+        for graph in self.edit.graphs:
+            weights = {t.name: t for t in graph.initializer}
+            for info in [*graph.value_info, *graph.input, *graph.output]:
+                dims = info.type.tensor_type.shape.dim
+                if info.name in weights:
+                    for dim, size in zip(dims, weights[info.name].dims, strict=False):
+                        dim.dim_value = size
+                else:
+                    for dim, axis in zip(dims, self.walk.axes_of.get(info.name) or (), strict=False):
+                        if dim.HasField("dim_value") and self.selection.shrinks(axis):
+                            dim.dim_value = self.selection.count(axis)
 
 
 def _as_range(positions: Array) -> range | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,17 @@ class Graph:
         pads = [kernel // 2] * 4
         return self("Conv", x, weight, self.weight(outer), group=group, pads=pads)
 
-    def model(self, *outputs: str, opset: int = 17) -> Model:
+    def model(self, *outputs: str, opset: int = 17, shape: Sequence[int] | None = None) -> Model:
+        """The model; ``shape`` is that of an output ONNX cannot infer."""
         made = [onnx.ValueInfoProto(name=name) for name in outputs]
         graph = helper.make_graph(self.nodes, "g", self.inputs, made, self.weights)
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
         typed = onnx.shape_inference.infer_shapes(proto)
         del proto.graph.output[:]
         proto.graph.output.extend(typed.graph.output)
+        for output in proto.graph.output:
+            if shape is not None and not output.type.tensor_type.HasField("shape"):
+                output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.FLOAT, shape))
         onnx.checker.check_model(proto)
         return Model(proto)
 

@@ -297,3 +297,252 @@ def test_explanations_name_the_partners() -> None:
     told = group.explain()
     assert "w0:0" in told and "w2:1" in told and "Relu" in told and "exact" in told
     assert np.isclose(group.params_per_unit, 3 + 1 + 2)
+
+
+def test_two_branches_through_one_layer() -> None:
+    g = Graph()
+    x = g.input(1, 3, 4, 4)
+    weight = g.weight(6, 8, 1, 1)
+    a, b = (g("Conv", g("Relu", g.conv(x, 3, 8)), weight) for _ in range(2))
+    smaller = assert_bit_exact(g.model(g.conv(g("Concat", a, b, axis=1), 12, 2)))
+    assert shapes(smaller)["w0"] == (3, 4, 1, 1)  # one weight still, cut on both axes
+
+
+def test_attention_by_mean_and_max_over_channels() -> None:
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    both = g("Concat", g("ReduceMean", h, axes=[1]), g("ReduceMax", h, axes=[1]), axis=1)
+    gate = g("Sigmoid", g.conv(both, 2, 1, 3))
+    smaller, _, verdict = pruned(g.model(g.conv(g("Mul", h, gate), 8, 2)))
+    assert verdict.ok and verdict.kind == "renormalising"
+    assert shapes(smaller)["w0"] == (4, 3, 1, 1)
+
+
+def test_parameters_added_by_broadcast() -> None:
+    g = Graph()
+    h = g("Add", g.conv(g.input(1, 3, 4, 4), 3, 8), g.weight(8, 1, 1))
+    smaller = assert_bit_exact(g.model(g.conv(g("Mul", g.weight(1, 8, 4, 4), h), 8, 2)))
+    assert shapes(smaller)["w2"] == (4, 1, 1) and shapes(smaller)["w3"] == (1, 4, 4, 4)
+
+
+def test_layer_norm_in_channels_last() -> None:
+    g = Graph()
+    h = g("Transpose", g.conv(g.input(1, 3, 4, 4), 3, 4), perm=[0, 2, 3, 1])
+    h = g("LayerNormalization", h, g.weight(4), g.weight(4), axis=-1)
+    h = g.conv(g("Transpose", h, perm=[0, 3, 1, 2]), 4, 2)
+    smaller, _, verdict = pruned(g.model(h))
+    assert verdict.ok and verdict.kind == "renormalising"
+    assert shapes(smaller)["w2"] == (2,)
+
+
+@pytest.mark.parametrize(("shift", "left"), [(1, 5), (3, 4), (4, 4)])
+def test_roll_over_channels(shift: int, left: int) -> None:
+    """A segment of a single channel stays."""
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    tail = g("Slice", h, g.ints(8 - shift), g.ints(8), g.ints(1))
+    head = g("Slice", h, g.ints(0), g.ints(8 - shift), g.ints(1))
+    smaller = assert_bit_exact(g.model(g.conv(g("Concat", tail, head, axis=1), 8, 2)))
+    assert shapes(smaller)["w0"] == (left, 3, 1, 1)
+
+
+def test_flip_over_channels_added_to_itself() -> None:
+    """Channel i goes with channel 7 - i."""
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    flipped = g("Slice", h, g.ints(7), g.ints(-9), g.ints(1), g.ints(-1))
+    smaller, chosen, verdict = pruned(g.model(g.conv(g("Add", h, flipped), 8, 2)))
+    assert verdict.ok and verdict.max_relative_error == 0
+    assert shapes(smaller)["w0"] == (4, 3, 1, 1) and chosen.entries[0].size == 4
+
+
+def test_dense_block() -> None:
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    for channels in (8, 12, 16):
+        h = g("Concat", h, g.conv(g("Relu", h), channels, 4, 3), axis=1)
+    smaller = assert_bit_exact(g.model(g.conv(h, 20, 2)))
+    assert shapes(smaller)["w8"] == (2, 10, 1, 1)
+
+
+def test_group_norm() -> None:
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 12)
+    h = g("GroupNormalization", h, g.weight(12), g.weight(12), num_groups=3)
+    smaller, _, verdict = pruned(g.model(g.conv(h, 12, 2), opset=21, shape=[1, 2, 4, 4]))
+    assert verdict.ok and verdict.kind == "renormalising"
+    assert shapes(smaller)["w2"] == (6,)
+
+
+def test_group_norm_written_out() -> None:
+    """As exporters write it: instance normalisation over a reshape, then scale and shift by channel."""
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 12)
+    normed = g("Reshape", h, g.ints(0, 3, -1))
+    normed = g("InstanceNormalization", normed, g.weight(3), g.weight(3))
+    normed = g("Reshape", normed, g.ints(1, 12, 4, 4))
+    h = g("Add", g("Mul", normed, g.weight(12, 1, 1)), g.weight(12, 1, 1))
+    smaller, _, verdict = pruned(g.model(g.conv(h, 12, 2)))
+    assert verdict.ok and verdict.kind == "renormalising"
+    assert shapes(smaller)["w0"] == (4, 3, 1, 1)  # two of three groups, with two of four channels each
+
+
+def test_fan_out() -> None:
+    g = Graph()
+    h = g("Relu", g.conv(g.input(1, 3, 4, 4), 3, 8))
+    outs = [g.conv(h, 8, n) for n in (2, 2, 2)]
+    smaller = assert_bit_exact(g.model(g("Sum", *outs)))
+    assert [shapes(smaller)[f"w{k}"][1] for k in (2, 4, 6)] == [4, 4, 4]
+
+
+def test_softmax_over_channels() -> None:
+    g = Graph()
+    h = g("Softmax", g.conv(g.input(1, 3, 4, 4), 3, 8), axis=1)
+    smaller, _, verdict = pruned(g.model(g.conv(h, 8, 2)))
+    assert verdict.ok and verdict.kind == "renormalising"
+    assert shapes(smaller)["w0"] == (4, 3, 1, 1)
+
+
+def test_a_convolution_along_the_channels_sees_the_kept_ones() -> None:
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    pooled = g("Reshape", g("GlobalAveragePool", h), g.ints(1, 1, 8))
+    gate = g("Sigmoid", g("Conv", pooled, g.weight(1, 1, 3), pads=[1, 1]))
+    h = g("Mul", h, g("Reshape", gate, g.ints(1, 8, 1, 1)))
+    smaller, _, verdict = pruned(g.model(g.conv(h, 8, 2)))
+    assert verdict.ok and verdict.kind == "renormalising"
+    assert shapes(smaller)["w0"] == (4, 3, 1, 1)
+
+
+def test_layers_that_share_weights_keep_the_same_units() -> None:
+    """As in ALBERT: cloning the weight for every layer would make the model larger."""
+    g = Graph()
+    h = g("MatMul", g.input(1, 5, 6), g.weight(6, 8))
+    up, down = g.weight(8, 16), g.weight(16, 8)
+    for _ in range(4):
+        h = g("Add", h, g("MatMul", g("Relu", g("MatMul", h, up)), down))
+    smaller = assert_bit_exact(g.model(g("MatMul", h, g.weight(8, 3))))
+    assert shapes(smaller) == {"w0": (6, 4), "w1": (4, 8), "w2": (8, 4), "w3": (4, 3)}
+
+
+def test_a_sparse_initializer_is_pruned_as_a_dense_one() -> None:
+    from onnx import helper, numpy_helper
+
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    model = g.model(g.conv(h, 8, 2))
+    graph = model.proto.graph
+    (dense,) = (t for t in graph.initializer if t.name == "w2")
+    value = numpy_helper.to_array(dense).copy()
+    where = np.flatnonzero(value)
+    values = numpy_helper.from_array(value.reshape(-1)[where], "w2")
+    indices = numpy_helper.from_array(where.astype(np.int64), "w2.indices")
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, list(value.shape)))
+    graph.initializer.remove(dense)
+    smaller = assert_bit_exact(model)
+    assert shapes(smaller)["w2"] == (2, 4, 1, 1) and not smaller.proto.graph.sparse_initializer
+
+
+def test_a_function_is_pruned_through() -> None:
+    from onnx import helper
+
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    twice = helper.make_function(
+        "local",
+        "Twice",
+        ["a"],
+        ["b"],
+        [helper.make_node("Add", ["a", "a"], ["s"]), helper.make_node("Relu", ["s"], ["b"])],
+        [helper.make_opsetid("", 17)],
+    )
+    model = g.model(g.conv(g("Neg", h), 8, 2))
+    model.proto.graph.node[1].op_type, model.proto.graph.node[1].domain = "Twice", "local"
+    model.proto.functions.append(twice)
+    model.proto.opset_import.append(helper.make_opsetid("local", 1))
+    smaller = assert_bit_exact(model)
+    assert shapes(smaller)["w0"] == (4, 3, 1, 1)
+
+
+def test_names_that_two_branches_share() -> None:
+    from onnx import TensorProto, helper
+
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    info = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 8, 4, 4])
+    bodies = [
+        helper.make_graph(
+            [helper.make_node(op, [h], ["t"]), helper.make_node("Relu", ["t"], ["out"])], op, [], [info]
+        )
+        for op in ("Abs", "Neg")
+    ]
+    flag = g("Greater", g("ReduceSum", g("Abs", "x"), keepdims=0), g.weight(name="zero"))
+    chosen = g("If", flag, then_branch=bodies[0], else_branch=bodies[1])
+    smaller = assert_bit_exact(g.model(g.conv(chosen, 8, 2)))
+    assert shapes(smaller)["w0"] == (4, 3, 1, 1)
+
+
+def test_a_loop_that_captures_weights() -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    g = Graph()
+    h = g.conv(g.input(1, 3, 4, 4), 3, 8)
+    inner, outer = g.weight(8, 6, 1, 1), g.weight(6, 8, 1, 1)
+    state = [1, 8, 4, 4]
+    body = helper.make_graph(
+        [
+            helper.make_node("Conv", ["state", outer], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("Conv", ["b", inner], ["c"]),
+            helper.make_node("Add", ["c", "state"], ["next"]),
+            helper.make_node("Identity", ["go"], ["on"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, state),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, state),
+        ],
+    )
+    g.weights.append(numpy_helper.from_array(np.array(True), "true"))
+    g.weights.append(numpy_helper.from_array(np.array(2, np.int64), "two"))
+    h = g("Loop", "two", "true", h, body=body)
+    smaller = assert_bit_exact(g.model(g.conv(h, 8, 2), shape=[1, 2, 4, 4]))
+    assert shapes(smaller)[inner] == (4, 3, 1, 1) and shapes(smaller)[outer] == (3, 4, 1, 1)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_recurrent_layers_lose_hidden_units(op: str, directions: int) -> None:
+    g = Graph()
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    h = g("MatMul", g.input(5, 1, 6), g.weight(6, 8))
+    w, r = g.weight(directions, gates * 8, 8), g.weight(directions, gates * 8, 8)
+    b = g.weight(directions, 2 * gates * 8)
+    direction = "bidirectional" if directions == 2 else "forward"
+    y, _ = g(op, h, w, r, b, outputs=2, hidden_size=8, direction=direction)
+    y = g("Reshape", g("Transpose", y, perm=[0, 2, 1, 3]), g.ints(0, 0, -1))
+    smaller, _, verdict = pruned(g.model(g("MatMul", y, g.weight(directions * 8, 3))))
+    assert verdict.ok and verdict.kind == "exact"
+    assert shapes(smaller)[w] == (directions, gates * 4, 4)
+    assert shapes(smaller)[r] == (directions, gates * 4, 4)
+    assert shapes(smaller)[b] == (directions, 2 * gates * 4)
+
+
+def test_half_floats_are_certified_in_float32() -> None:
+    from onnx import TensorProto, numpy_helper
+
+    g = Graph()
+    model = g.model(g.conv(g("Relu", g.conv(g.input(1, 3, 4, 4), 3, 8)), 8, 2))
+    for tensor in model.proto.graph.initializer:
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    for info in (*model.proto.graph.input, *model.proto.graph.output):
+        info.type.tensor_type.elem_type = TensorProto.FLOAT16
+    smaller, _, verdict = pruned(model)
+    assert verdict.ok and verdict.max_relative_error < 1e-6
+    assert smaller.proto.graph.initializer[0].data_type == TensorProto.FLOAT16
