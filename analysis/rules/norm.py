@@ -90,8 +90,7 @@ def reduce(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     given = walk.value(node, 1) if node.has(1) else node.attrs.get("axes")
     if given is None or not len(given):
-        noop = given is not None and node.attrs.get("noop_with_empty_axes", 0)
-        over = set() if noop else set(range(len(x)))
+        over = set() if node.attrs.get("noop_with_empty_axes", 0) else set(range(len(x)))
     else:
         over = {int(k) % len(x) for k in given}
     keep = node.attrs.get("keepdims", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..axes import Axis, factor, fix, pin, prod
+from ..axes import Axis, factor, fix, pin, prod, unify
 from ..facts import Normalisation, SizesBaked
 from ..graph import Node
 from ..shapes import window
@@ -75,6 +75,7 @@ def space_to_depth(walk: Walk, node: Node) -> Outputs:
 def grid_sample(walk: Walk, node: Node) -> Outputs:
     x, grid = walk.axes(node, 0), walk.axes(node, 1)
     pin_all([*x[2:], grid[-1]], SPATIAL)
+    unify(x[0], grid[0])
     return [[x[0], x[1], *grid[1:-1]]]
 
 
