@@ -78,7 +78,7 @@ class Edit:
     def finish(self, removable: Callable[[onnx.NodeProto], bool] = lambda node: False) -> onnx.ModelProto:
         """The edited model, without nodes that are ``removable`` and dead, and without dead initializers."""
         inserted = self._before.keys() | self._after.keys()
-        for graph in self.graphs:
+        for graph in reversed(self.graphs):  # bodies first: nodes around them are copied with what they hold
             if inserted and any(self._key(node) in inserted for node in graph.node):
                 nodes: list[onnx.NodeProto] = []
                 for node in graph.node:

@@ -55,14 +55,17 @@ def _slide(walk: Walk, node: Node, x: Axes, w: Axes) -> Axes:
     sizes = window(node.attrs, sizes_of(x[2:]), sizes_of(w[2:]))
     steps = node.attrs.get("strides", [1] * len(sizes))
     out: list[Axis] = []
+    over = []
     for k, (size, step) in enumerate(zip(sizes, steps, strict=True), start=2):
         if size == x[k].size and step == 1:
-            if find(x[k]).kind != "fix":
-                walk.normalisations.append(Normalisation(node, ((0, k),), ((0, k),)))
             out.append(x[k])
+            if w[k].size > 1 and find(x[k]).kind != "fix":
+                over.append((0, k))
         else:
             pin(x[k], SPATIAL)
             out.append(fix(size, SPATIAL))
+    if over:
+        walk.normalisations.append(Normalisation(node, tuple(over), tuple(over)))
     return out
 
 
