@@ -154,6 +154,17 @@ def _say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _print_blocks(analysis: api.Analysis) -> None:
+    if not analysis.blocks:
+        return
+    table = _table(
+        "block", "params", "MACs", "nodes", title=f"{len(analysis.blocks)} residual blocks for --drop"
+    )
+    for block in analysis.blocks[:_ROWS]:
+        table.add_row(escape(block.id), f"{block.params:,}", f"{block.macs:,}", str(len(block.nodes)))
+    console.print(table)
+
+
 @app.command(epilog=_examples("analyze model.onnx", "analyze model.onnx --json -"))
 def analyze(model: ModelPath, json_: Json = None) -> None:
     """Show which channels depend on which, and what is pinned."""
@@ -171,6 +182,7 @@ def analyze(model: ModelPath, json_: Json = None) -> None:
     console.print(table)
     if len(analysis.groups) > _ROWS:
         _say(f"… and {len(analysis.groups) - _ROWS} smaller groups: see --json")
+    _print_blocks(analysis)
     pinned = _table("pinned because", "axes", title=f"{len(analysis.pins)} pinned axes of weights")
     for reason, count in pin_reasons(analysis)[:_ROWS]:
         pinned.add_row(escape(reason), str(count))

@@ -81,10 +81,21 @@ class Chooser:
         while True:
             selection = Selection(keep)
             empty = [axis for axis in self.analysis.views if selection.count(axis) == 0]
-            if not empty:
-                return selection
             for axis in empty:
                 hold(keep, axis, 0)
+            if not empty:
+                return selection
+            self._level(keep)
+
+    def _level(self, keep: dict[Axis, Index]) -> None:
+        """Blocks that need equal counts all keep as many as the one that keeps most."""
+        for axes, _ in self.analysis.same_counts():
+            most = max(len(keep[axis]) if axis in keep else axis.size for axis in axes)
+            for axis in axes:
+                if axis in keep and len(keep[axis]) < most:
+                    others = np.setdiff1d(np.arange(axis.size), keep[axis])
+                    best = others[np.argsort(-self._scores[axis][others], kind="stable")]
+                    keep[axis] = np.sort(np.concatenate([keep[axis], best[: most - len(keep[axis])]]))
 
     def within(self, cost: Callable[[Selection], int], fraction: float, what: str) -> Selection:
         """The smallest common ratio that leaves at most ``fraction`` of ``cost``.

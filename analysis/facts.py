@@ -29,7 +29,11 @@ class Contraction:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Normalisation:
-    """The node reduces or normalises over these axes: legal to prune, but the function changes."""
+    """The node reduces or normalises over one axis: legal to prune, but the function changes.
+
+    ``inputs`` are the places of that axis, in the data first and then in its parameters; ``outputs`` those it
+    has in the results.
+    """
 
     node: Node
     inputs: tuple[Place, ...]

@@ -9,7 +9,7 @@ is not 0, and a bias stays. P is right when P(x) = M(x).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from ..analysis.axes import Axis, find
 from ..analysis.dynamic import symbol_of
 from ..analysis.errors import ModelError
-from ..analysis.facts import Contraction, Normalisation
+from ..analysis.facts import Contraction, Normalisation, Place
 from ..analysis.graph import WEIGHT_ELEMENTS, Node
 from ..analysis.groups import Analysis, Exactness, analyze
 from ..analysis.model import Model
@@ -194,8 +194,11 @@ class _Masker:
                 if (node.index, i) in self.masked:
                     weight = self.edit.constant(self.masked[node.index, i], f"{name}.masked")
                     self.edit.set_input(self.edit.nodes[node.key], i, weight)
+        by_node: dict[str, list[Normalisation]] = {}
         for normalisation in self.walk.normalisations:
-            self._restrict(normalisation)
+            by_node.setdefault(normalisation.node.key, []).append(normalisation)
+        for facts in by_node.values():
+            self._restrict(facts)
         return self.edit.finish()
 
     def _zero(self, fact: Contraction) -> None:
@@ -210,10 +213,11 @@ class _Masker:
             mask = self._mask(self.walk.axes(node, i), k, constant.dtype)
             before = self.masked.get((node.index, i), constant.value)
             self.masked[node.index, i] = (before * mask).astype(constant.dtype)
-        else:
-            see = self._see_zeros if fact.in_place else self._see_kept
+        elif fact.in_place:
             for i, k in fact.places:
-                see(node, i, k)
+                self._see_zeros(node, i, k)
+        else:
+            self._see_kept(node, fact.places)
 
     def _is_float_constant(self, node: Node, i: int) -> bool:
         """Whether zeros can be written into input ``i``: the zero of a quantised weight is elsewhere."""
@@ -230,15 +234,24 @@ class _Masker:
             seen = self.edit.insert_before(key, "Where", [keep, proto.input[i], zero], f"{key}.seen")
             self.edit.set_input(proto, i, seen)
 
-    def _see_kept(self, node: Node, i: int, k: int) -> None:
-        """Let a node read only the kept positions of axis ``k`` of input ``i``."""
-        kept = self.selection.positions(self.walk.axes(node, i)[k])
-        if kept is not None:
-            key = node.key
-            proto = self.edit.nodes[key]
-            index = self.edit.constant(kept, f"{key}.kept")
-            seen = self.edit.insert_before(key, "Gather", [proto.input[i], index], f"{key}.seen", axis=k)
-            self.edit.set_input(proto, i, seen)
+    def _see_kept(self, node: Node, places: Sequence[Place]) -> None:
+        """Let a node read only the kept positions of an axis that it has at several places.
+
+        One place tells them for all: were each asked for its own, a tie that a rule forgot would go unseen.
+        """
+        first = self._axis(node, places[0])
+        for i, k in places:
+            axis = self._axis(node, (i, k))
+            kept = self.selection.positions(first if axis.size == first.size else axis)
+            if kept is not None:
+                proto = self.edit.nodes[node.key]
+                index = self.edit.constant(kept, f"{node.key}.kept")
+                inputs = [proto.input[i], index]
+                seen = self.edit.insert_before(node.key, "Gather", inputs, f"{node.key}.seen", axis=k)
+                self.edit.set_input(proto, i, seen)
+
+    def _axis(self, node: Node, place: Place) -> Axis:
+        return self.walk.axes(node, place[0])[place[1]]
 
     def _mask(self, axes: list[Axis], k: int, dtype: np.dtype) -> np.ndarray:
         """Ones at kept and zeros at removed positions of axis ``k``, ready to broadcast."""
@@ -257,27 +270,24 @@ class _Masker:
             ones[kept] = 1
         return ones
 
-    def _restrict(self, fact: Normalisation) -> None:
+    def _restrict(self, facts: list[Normalisation]) -> None:
         """Gather the kept positions before the node, and lay its results out at full size after it."""
-        node = fact.node
-        proto = self.edit.nodes[node.key]
-        key = node.key
-        for i, k in fact.inputs:
-            self._see_kept(node, i, k)
-        spread = []
-        for o, k in fact.outputs:
-            kept = self.selection.positions((self.walk.axes_of[node.outputs[o]] or [])[k])
+        node, spread = facts[0].node, []
+        for fact in facts:
+            axis = self._axis(node, fact.inputs[0])
+            kept = self.selection.positions(axis)
+            self._see_kept(node, fact.inputs)
             if kept is not None:
-                size = (self.walk.axes_of[node.outputs[o]] or [])[k].size
-                where = np.zeros(size, np.int64)  # removed positions repeat the first: nothing sees them
+                where = np.zeros(axis.size, np.int64)  # removed positions repeat the first: nothing sees them
                 where[kept] = np.arange(len(kept))
-                spread.append((o, k, where))
+                spread += [(o, k, where) for o, k in fact.outputs]
+        proto = self.edit.nodes[node.key]
         for o in dict.fromkeys(o for o, _, _ in spread):
             steps = [(k, where) for output, k, where in spread if output == o]
             final = proto.output[o]
             small = self.edit.rename_output(proto, o, f"{final}.small")
             for n, (k, where) in enumerate(steps):
-                index = self.edit.constant(where, f"{key}.spread")
+                index = self.edit.constant(where, f"{node.key}.spread")
                 target = final if n == len(steps) - 1 else self.edit.fresh(f"{final}.part")
-                self.edit.insert_after(key, "Gather", [small, index], target, axis=k)
+                self.edit.insert_after(node.key, "Gather", [small, index], target, axis=k)
                 small = target

@@ -58,7 +58,7 @@ def cost_json(before: Cost, after: Cost) -> dict[str, Any]:
 
 
 def analysis_json(analysis: Analysis) -> dict[str, Any]:
-    """``groups`` with their explanation, and ``pinned`` axes with the reason of each."""
+    """``groups`` with their explanation, ``blocks``, and ``pinned`` axes with the reason of each."""
     groups = [
         {
             "id": group.id,
@@ -71,4 +71,8 @@ def analysis_json(analysis: Analysis) -> dict[str, Any]:
         }
         for group in analysis.groups
     ]
-    return {"groups": groups, "pinned": [asdict(pin) for pin in analysis.pins]}
+    return {
+        "groups": groups,
+        "blocks": [asdict(block) for block in analysis.blocks],
+        "pinned": [asdict(pin) for pin in analysis.pins],
+    }

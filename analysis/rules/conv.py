@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..axes import Axis, atom, cuts, factor, find, fix, pin, prod, ragged, unify
-from ..facts import Alone, Contraction, CountBaked, Normalisation, SameCount, Work
+from ..facts import Alone, Contraction, CountBaked, SameCount, Work
 from ..graph import Node
 from ..shapes import window
 from ..walk import Walk
+from .norm import normalise
 from .registry import Axes, Outputs, Unsupported, rule
 
 SPATIAL = "a spatial axis"
@@ -60,12 +61,11 @@ def _slide(walk: Walk, node: Node, x: Axes, w: Axes) -> Axes:
         if size == x[k].size and step == 1:
             out.append(x[k])
             if w[k].size > 1 and find(x[k]).kind != "fix":
-                over.append((0, k))
+                over.append(k)
         else:
             pin(x[k], SPATIAL)
             out.append(fix(size, SPATIAL))
-    if over:
-        walk.normalisations.append(Normalisation(node, tuple(over), tuple(over)))
+    normalise(walk, node, over)
     return out
 
 
@@ -101,7 +101,6 @@ def conv_transpose(walk: Walk, node: Node) -> Outputs:
     out = w[1]
     walk.contractions.append(Contraction(node, ((0, 1), (1, 0))))
     if groups == x[1].size > 1:
-        pin(w[1], "the multiplier of a depthwise convolution")
         out = prod([x[1], w[1]])
         walk.baked.append(CountBaked(node, "group", x[1]))
     elif groups > 1:

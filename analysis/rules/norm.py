@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..axes import ONE, cuts, fix, pin, unify
 from ..facts import Alone, Contraction, Normalisation, SameCount
 from ..graph import Node
 from ..walk import Walk
 from .elementwise import broadcast
 from .registry import Outputs, Unsupported, rule
+
+
+def normalise(walk: Walk, node: Node, over: Iterable[int]) -> None:
+    """The node normalises its first input over these axes, which its first output has as well."""
+    walk.normalisations += [Normalisation(node, ((0, k),), ((0, k),)) for k in over]
 
 
 @rule("BatchNormalization")
@@ -23,8 +30,7 @@ def instance_normalization(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     for i in (1, 2):
         unify(walk.axes(node, i)[0], x[1])
-    places = tuple((0, k) for k in range(2, len(x)))
-    walk.normalisations.append(Normalisation(node, places, places))
+    normalise(walk, node, range(2, len(x)))
     walk.alone.append(Alone(x))
     return [x]
 
@@ -52,14 +58,16 @@ def group_normalization(walk: Walk, node: Node) -> Outputs:
 def layer_normalization(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     first = node.attrs.get("axis", -1) % len(x)
-    places = [(0, k) for k in range(first, len(x))]
+    places = {k: [(0, k)] for k in range(first, len(x))}
     for i in range(1, len(node.inputs)):
         if node.has(i):
             parameter = walk.axes(node, i)
             broadcast([x[first:], parameter])
-            places += [(i, k) for k, axis in enumerate(parameter) if axis.size != 1]
-    inner = tuple((0, k) for k in range(first, len(x)))
-    walk.normalisations.append(Normalisation(node, tuple(places), inner))
+            for k, axis in enumerate(parameter, start=len(x) - len(parameter)):
+                if axis.size != 1:
+                    places[k].append((i, k - len(x) + len(parameter)))
+    for k, where in places.items():
+        walk.normalisations.append(Normalisation(node, tuple(where), ((0, k),)))
     walk.alone.append(Alone(x))
     statistics = [*x[:first], *([ONE] * (len(x) - first))]
     return [x, *([statistics] * (len(node.outputs) - 1))]
@@ -70,8 +78,7 @@ def lp_normalization(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     default = [-1] if node.op == "LpNormalization" else [0, 2, 3]
     given = [node.attrs["axis"]] if "axis" in node.attrs else node.attrs.get("axes", default)
-    places = tuple((0, int(k) % len(x)) for k in given)
-    walk.normalisations.append(Normalisation(node, places, places))
+    normalise(walk, node, [int(k) % len(x) for k in given])
     return [x]
 
 
@@ -80,8 +87,7 @@ def softmax(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     first = node.attrs.get("axis", 1 if walk.opset < 13 else -1) % len(x)
     along = range(first, len(x)) if walk.opset < 13 else range(first, first + 1)
-    places = tuple((0, k) for k in along)
-    walk.normalisations.append(Normalisation(node, places, places))
+    normalise(walk, node, along)
     return [x]
 
 
@@ -89,12 +95,14 @@ def softmax(walk: Walk, node: Node) -> Outputs:
 def reduce(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     given = walk.value(node, 1) if node.has(1) else node.attrs.get("axes")
+    if given is None and node.has(1):
+        raise Unsupported("its axes are computed at run time")
     if given is None or not len(given):
         over = set() if node.attrs.get("noop_with_empty_axes", 0) else set(range(len(x)))
     else:
         over = {int(k) % len(x) for k in given}
     keep = node.attrs.get("keepdims", 1)
-    walk.normalisations.append(Normalisation(node, tuple((0, k) for k in sorted(over)), ()))
+    walk.normalisations += [Normalisation(node, ((0, k),), ()) for k in sorted(over)]
     return [[ONE if k in over else axis for k, axis in enumerate(x) if keep or k not in over]]
 
 

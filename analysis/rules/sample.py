@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ..axes import Axis, factor, fix, pin, prod, unify
-from ..facts import Normalisation, SizesBaked
+from ..facts import SizesBaked
 from ..graph import Node
 from ..shapes import window
 from ..walk import Walk
 from .conv import SPATIAL, pin_all, sizes_of
+from .norm import normalise
 from .registry import Outputs, Unsupported, rule
 
 
@@ -91,5 +92,5 @@ def roi_align(walk: Walk, node: Node) -> Outputs:
 def local_response(walk: Walk, node: Node) -> Outputs:
     """It normalises over neighbouring channels: over the neighbours that are kept."""
     x = walk.axes(node, 0)
-    walk.normalisations.append(Normalisation(node, ((0, 1),), ((0, 1),)))
+    normalise(walk, node, [1])
     return [x]
