@@ -180,6 +180,9 @@ def reason(axis: Axis) -> str | None:
 
 def pin(axis: Axis, why: str) -> None:
     """Nothing of ``axis`` may go, because ``why``."""
+    axis = find(axis)
+    if axis.kind == "fix":
+        return
     stack = [axis]
     while stack:
         axis = find(stack.pop())

@@ -134,7 +134,7 @@ def make_plan(
     options: dict[str, Any] = {key: value for key, value in goal.items() if value is not None}
     options |= {"criterion": criterion, "multiple": multiple, "recover": recover, "ignore": sorted(ignore)}
     entries = [
-        Entry(group.id, group.size, tuple(int(i) for i in kept))
+        Entry(group.id, group.size, tuple(kept.tolist()))
         for group in analysis.groups
         if (kept := selection.positions(group.axis)) is not None
     ]

@@ -35,18 +35,23 @@ def score(analysis: Analysis, criterion: str) -> dict[Axis, Scores]:
     importance = CRITERIA[criterion]
     scores = {group.axis: np.zeros(group.size) for group in analysis.groups}
     for constant, _, axes in analysis.weight_uses():
-        if not any(find(axis).kind != "fix" for axis in axes):
+        typed = [find(axis) for axis in axes]
+        if all(axis.kind == "fix" for axis in typed):
             continue
         energy = importance(constant.value.astype(np.float32, copy=False))
-        for k, axis in enumerate(axes):
-            axis = find(axis)
-            others = tuple(j for j in range(energy.ndim) if j != k)
+        for k, axis in enumerate(typed):
             if axis.kind == "ragged":
                 for part, block in zip(axis.parts, np.split(energy, len(axis.parts)), strict=True):
-                    _spread(scores, part, block.sum(others, dtype=np.float64))
+                    _spread(scores, part, _along(block, k))
             elif axis.kind != "fix":
-                _spread(scores, axis, energy.sum(others, dtype=np.float64))
+                _spread(scores, axis, _along(energy, k))
     return scores
+
+
+def _along(energy: NDArray[np.float32], k: int) -> Scores:
+    """The sum for each position of axis ``k``."""
+    others = tuple(j for j in range(energy.ndim) if j != k)
+    return np.asarray(np.add.reduce(energy, axis=others, dtype=np.float64))
 
 
 def _spread(scores: dict[Axis, Scores], axis: Axis, values: NDArray[Any]) -> None:

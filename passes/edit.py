@@ -7,6 +7,7 @@ doc strings, training_info, functions, attributes of unknown operators) stays ve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import onnx
@@ -30,11 +31,14 @@ class Edit:
         self.proto.CopyFrom(proto)
         self.graphs = list(walk_graphs(self.proto.graph))
         self.nodes = {node_key(node): node for graph in self.graphs for node in graph.node}
-        self._names = {name for graph in self.graphs for name in _names(graph)}
         self._added: dict[str, onnx.TensorProto] = {}
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._after: dict[str, list[onnx.NodeProto]] = {}
         self._keys: dict[str, str] = {}  # present first output -> key, for nodes whose output was renamed
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return {name for graph in self.graphs for name in _names(graph)}
 
     def fresh(self, hint: str) -> str:
         """A name nothing has yet."""
