@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
@@ -55,8 +56,35 @@ def load(path: str | Path) -> Model:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"'{path}' is not an ONNX model, or it was cut short: it has no graph or no opset")
     _read_external(proto, path.parent)
+    for graph in walk_graphs(proto.graph):
+        _sort(graph)
     check(proto)
     return Model(proto, path)
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Bring nodes that stand before what they read, as some converters leave them, into order; not cycles."""
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    reads = [{makers[name] for name in _read_by(node) if name in makers} for node in graph.node]
+    if all(i > max(before, default=-1) for i, before in enumerate(reads)):
+        return
+    try:
+        order = list(TopologicalSorter(dict(enumerate(reads))).static_order())
+    except CycleError:
+        return
+    nodes = [graph.node[i] for i in order]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, in its bodies as well."""
+    yield from node.input
+    for body in subgraphs(node):
+        for graph in walk_graphs(body):
+            for inner in graph.node:
+                yield from inner.input
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

@@ -21,7 +21,10 @@ def prepare(model: Model) -> Model:
         ModelError: a function cannot be written out.
     """
     proto = model.proto
-    if proto.functions:
+    functions = {(function.domain, function.name) for function in proto.functions}
+    if functions and any(
+        (node.domain, node.op_type) in functions for graph in walk_graphs(proto.graph) for node in graph.node
+    ):
         try:
             proto = onnx.inliner.inline_local_functions(proto)
         except Exception as error:  # raised by native code, without a class of its own

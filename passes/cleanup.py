@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from ..analysis.graph import subgraphs, walk_graphs
 from ..analysis.model import Model
@@ -85,6 +85,8 @@ def _fold_batch_norms(edit: Edit) -> None:
             continue
         if any(name not in weights for name in (*conv.input[1:], *norm.input[1:]) if name):
             continue
+        if weights[conv.input[1]].data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE):
+            continue  # a product rounded to fewer bits is another model
         scale, shift, mean, variance = (
             numpy_helper.to_array(weights[name]).astype(np.float64) for name in norm.input[1:5]
         )

@@ -71,8 +71,8 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     fed = {info.name for info in graph.input}
     found = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in fed}
     for node in graph.node:
-        if node.op_type == "Constant" and node.domain in _STANDARD and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
+        if node.op_type == "Constant" and node.domain in _STANDARD:
+            found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     return found
 
 
@@ -140,5 +140,7 @@ def _independent(nodes: list[onnx.NodeProto], freed: dict[str, int]) -> list[set
 def _smaller(part: set[str], values: Arrays, freed: dict[str, int]) -> list[str]:
     """The results of a part, none when they take more room than the constants that become free."""
     names = sorted(part & set(values))
+    if any(values[name].dtype.itemsize < 4 and values[name].dtype.kind in "fV" for name in names):
+        return []  # rounded at every step, it would not be what the model computes with more bits
     sizes = {_key(values[name]): values[name].nbytes for name in names}
     return names if sum(sizes.values()) <= sum(freed.get(name, 0) for name in part) else []
