@@ -79,13 +79,13 @@ class Chooser:
 
     def _without_empty_views(self, keep: dict[Axis, Index]) -> Selection:
         while True:
+            self._level(keep)
             selection = Selection(keep)
             empty = [axis for axis in self.analysis.views if selection.count(axis) == 0]
-            for axis in empty:
-                hold(keep, axis, 0)
             if not empty:
                 return selection
-            self._level(keep)
+            for axis in empty:
+                hold(keep, axis, 0)
 
     def _level(self, keep: dict[Axis, Index]) -> None:
         """Blocks that need equal counts all keep as many as the one that keeps most."""
