@@ -24,27 +24,47 @@ def sizes_of(axes: Axes) -> list[int]:
 
 @rule("Conv")
 def conv(walk: Walk, node: Node) -> Outputs:
-    x, w = walk.axes(node, 0), walk.axes(node, 1)
+    return [convolution(walk, node, 0, 1, 2)]
+
+
+def convolution(walk: Walk, node: Node, data: int, weight: int, bias: int | None) -> Axes:
+    """The convolution of input ``data`` with input ``weight``, plus input ``bias`` where it is there."""
+    x, w = walk.axes(node, data), walk.axes(node, weight)
     groups = node.attrs.get("group", 1)
     spatial = _slide(walk, node, x, w)
     out = w[0]
     per_group = w[1]
     if groups == 1:
         unify(x[1], w[1])
-        walk.contractions.append(Contraction(node, ((0, 1), (1, 1))))
+        walk.contractions.append(Contraction(node, ((data, 1), (weight, 1))))
     elif w[1].size == 1:
         channel, multiplier = factor(w[0], w[0].size // groups)
         pin(multiplier, "the multiplier of a depthwise convolution")
         unify(channel, x[1])
         walk.baked.append(CountBaked(node, "group", x[1]))
     else:
-        blocks = _grouped(walk, node, x[1], w[0], groups)
-        per_group = blocks[0]
-    if node.has(2):
-        unify(walk.axes(node, 2)[0], out)
+        inputs, _ = _blocks(walk, node, x[1], w[0], groups)
+        walk.contractions.append(Contraction(node, ((data, 1), (weight, 1))))
+        _differ_by_block(walk, node, weight, inputs)
+        per_group = inputs[0]
+    if bias is not None and node.has(bias):
+        unify(walk.axes(node, bias)[0], out)
     walk.alone += [Alone(x), Alone(w)]
     walk.work.append(Work(node, 1, (x[0], out, per_group, *w[2:], *spatial)))
-    return [[x[0], out, *spatial]]
+    return [x[0], out, *spatial]
+
+
+def _differ_by_block(walk: Walk, node: Node, weight: int, blocks: list[Axis]) -> None:
+    """Axis 1 of a grouped weight is another one for each block of its rows.
+
+    A computed weight has no such axis, and zeros cannot be written into a quantised one: there it is the same
+    for all blocks.
+    """
+    if walk.is_constant(node, weight) and walk.dtype(node, weight).kind in "fV":
+        walk.retype(node, weight, 1, ragged(blocks))
+    else:
+        for block in blocks:
+            unify(walk.axes(node, weight)[1], block)
 
 
 def _slide(walk: Walk, node: Node, x: Axes, w: Axes) -> Axes:
@@ -67,18 +87,6 @@ def _slide(walk: Walk, node: Node, x: Axes, w: Axes) -> Axes:
             out.append(fix(size, SPATIAL))
     normalise(walk, node, over)
     return out
-
-
-def _grouped(walk: Walk, node: Node, channels: Axis, filters: Axis, groups: int) -> list[Axis]:
-    """The blocks of the weight's input axis, one for each group."""
-    inputs, _ = _blocks(walk, node, channels, filters, groups)
-    walk.contractions.append(Contraction(node, ((0, 1), (1, 1))))
-    if walk.is_constant(node, 1):
-        walk.retype(node, 1, 1, ragged(inputs))
-    else:  # a computed weight has no axis that differs by block
-        for block in inputs:
-            unify(walk.axes(node, 1)[1], block)
-    return inputs
 
 
 def _blocks(
@@ -106,11 +114,7 @@ def conv_transpose(walk: Walk, node: Node) -> Outputs:
     elif groups > 1:
         filters = atom(groups * w[1].size)
         outputs = _blocks(walk, node, x[1], filters, groups)[1]
-        if walk.is_constant(node, 1):
-            walk.retype(node, 1, 1, ragged(outputs))
-        else:
-            for block in outputs:
-                unify(w[1], block)
+        _differ_by_block(walk, node, 1, outputs)
         out = filters
     if node.has(2):
         unify(walk.axes(node, 2)[0], out)

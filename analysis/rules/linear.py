@@ -9,7 +9,7 @@ from ..facts import Alone, Contraction, Work
 from ..graph import Node
 from ..walk import Walk
 from .elementwise import broadcast
-from .registry import Outputs, Unsupported, rule
+from .registry import Axes, Outputs, Unsupported, rule
 
 
 def _contract(walk: Walk, node: Node, x: tuple[int, int], y: tuple[int, int]) -> None:
@@ -19,25 +19,35 @@ def _contract(walk: Walk, node: Node, x: tuple[int, int], y: tuple[int, int]) ->
 
 @rule("MatMul")
 def matmul(walk: Walk, node: Node) -> Outputs:
-    x, y = walk.axes(node, 0), walk.axes(node, 1)
+    return [product(walk, node, 0, 1)]
+
+
+def product(walk: Walk, node: Node, i: int, j: int) -> Axes:
+    """The matrix product of inputs ``i`` and ``j``."""
+    x, y = walk.axes(node, i), walk.axes(node, j)
     row = len(y) - 2 if len(y) > 1 else 0
-    _contract(walk, node, (0, len(x) - 1), (1, row))
+    _contract(walk, node, (i, len(x) - 1), (j, row))
     batch = broadcast([x[:-2], y[:-2]]) if len(x) > 2 or len(y) > 2 else []
     out = batch + (x[-2:-1] if len(x) > 1 else []) + (y[-1:] if len(y) > 1 else [])
     walk.work.append(Work(node, 1, (*out, x[-1])))
     walk.alone += [Alone(x), Alone(y)]
-    return [out]
+    return out
 
 
 @rule("Gemm")
 def gemm(walk: Walk, node: Node) -> Outputs:
+    return [general_product(walk, node, 0, 1, 2)]
+
+
+def general_product(walk: Walk, node: Node, a: int, b: int, c: int) -> Axes:
+    """op(A) op(B) + C of inputs ``a``, ``b`` and, where it is there, ``c``."""
     trans_a, trans_b = int(bool(node.attrs.get("transA"))), int(bool(node.attrs.get("transB")))
-    x, y = walk.axes(node, 0), walk.axes(node, 1)
-    _contract(walk, node, (0, 1 - trans_a), (1, trans_b))
+    x, y = walk.axes(node, a), walk.axes(node, b)
+    _contract(walk, node, (a, 1 - trans_a), (b, trans_b))
     out = [x[trans_a], y[1 - trans_b]]
     walk.work.append(Work(node, 1, (*out, y[trans_b])))
     walk.alone += [Alone(x), Alone(y)]
-    return [broadcast([out, walk.axes(node, 2)]) if node.has(2) else out]
+    return broadcast([out, walk.axes(node, c)]) if node.has(c) else out
 
 
 @rule("Einsum")

@@ -9,20 +9,24 @@ from ..facts import BoundsBaked, SizesBaked
 from ..graph import Node
 from ..shapes import slices
 from ..walk import Walk
-from .registry import Outputs, Unsupported, rule
+from .registry import Axes, Outputs, Unsupported, rule
 
 
 @rule("Concat")
 def concat(walk: Walk, node: Node) -> Outputs:
-    parts = [walk.axes(node, i) for i in range(len(node.inputs))]
-    along = node.attrs["axis"] % len(parts[0])
+    return [joined([walk.axes(node, i) for i in range(len(node.inputs))], node.attrs["axis"])]
+
+
+def joined(parts: list[Axes], axis: int) -> Axes:
+    """The concatenation of ``parts`` along ``axis``."""
+    along = axis % len(parts[0])
     out = list(parts[0])
-    for k, axis in enumerate(out):
+    for k, first in enumerate(out):
         if k != along:
             for part in parts[1:]:
-                unify(axis, part[k])
+                unify(first, part[k])
     out[along] = total([part[along] for part in parts])
-    return [out]
+    return out
 
 
 @rule("Split")
