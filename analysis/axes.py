@@ -24,10 +24,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from .components import Index, components
 
 Kind = Literal["atom", "fix", "prod", "sum", "view", "ragged"]
-Index = NDArray[np.int64]
 
 
 class AxisMismatch(Exception):
@@ -104,7 +104,7 @@ def flatten(axes: Sequence[Axis], kind: Kind) -> list[Axis]:
 
 
 def prod(axes: Sequence[Axis]) -> Axis:
-    factors = [axis for axis in flatten(axes, "prod") if axis.size != 1]
+    factors = [axis for axis in flatten(axes, "prod") if axis.size != 1 or axis.kind != "fix"]
     if not factors:
         return ONE
     return factors[0] if len(factors) == 1 else Axis("prod", math.prod(f.size for f in factors), factors)
@@ -192,11 +192,13 @@ def pin(axis: Axis, why: str) -> None:
 
 
 def _pieces(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """Bind an atom to a sum of new atoms of ``sizes``, ranked together as before."""
-    pieces = [atom(size) for size in sizes]
+    """Bind an atom to a sum of new atoms of ``sizes``, ranked together as before.
+
+    A piece of one position is free as well: others are left of the axis it was cut from.
+    """
+    pieces = [Axis("atom", size) for size in sizes]
     for piece in pieces:
-        if piece.kind == "atom":
-            piece.pool = pool_of(axis)
+        piece.pool = pool_of(axis)
     axis.link = Axis("sum", axis.size, pieces)
     return pieces
 
@@ -241,11 +243,10 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
 
 def _cut_sum(axis: Axis, at: int) -> tuple[Axis, Axis]:
     for i, part in enumerate(axis.parts):
-        size = part.size
-        if at < size:
+        if at < part.size:
             head, tail = cut(part, at)
             return total([*axis.parts[:i], head]), total([tail, *axis.parts[i + 1 :]])
-        at -= size
+        at -= part.size
         if at == 0:
             return total(axis.parts[: i + 1]), total(axis.parts[i + 1 :])
     raise AxisMismatch("cut past the end of a sum")
@@ -398,7 +399,7 @@ def _unify_factors(a: Axis, b: Axis) -> None:
             unify(a, b)
             return
         low_a, low_b = flatten([a], "prod")[-1].size, flatten([b], "prod")[-1].size
-        if low_a % low_b and low_b % low_a:
+        if min(low_a, low_b) == 1 or (low_a % low_b and low_b % low_a):
             tie(a, b)
             return
         low = min(low_a, low_b)
@@ -477,7 +478,7 @@ def tie(a: Axis, b: Axis) -> None:
         return
     count = base_a.size + (0 if same else base_b.size)
     shift = 0 if same else base_a.size
-    classes = _components(
+    classes = components(
         np.where(index_a < 0, count, index_a), np.where(index_b < 0, count, index_b + shift), count + 1
     )
     live = classes[:count] != classes[count]
@@ -488,16 +489,3 @@ def tie(a: Axis, b: Axis) -> None:
     base_a.link = view(joint, index[: base_a.size])
     if not same:
         base_b.link = view(joint, index[shift:])
-
-
-def _components(a: Index, b: Index, count: int) -> Index:
-    """Connected components of the ``count`` points with an edge from each a[i] to b[i]: their labels."""
-    label = np.arange(count)
-    while True:
-        low = np.minimum(label[a], label[b])
-        np.minimum.at(label, a, low)
-        np.minimum.at(label, b, low)
-        shorter = label[label]
-        if (shorter == label).all() and (label[a] == label[b]).all():
-            return label
-        label = shorter

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from .axes import Axis, Index
+from .axes import Axis
+from .components import Index
 from .errors import PlanError
 from .groups import Analysis, Group
 from .scores import Scores
@@ -26,6 +27,13 @@ def shares(sizes: Sequence[int], count: int) -> list[int]:
     for i in order[: max(0, count - int(dealt.sum()))]:
         dealt[i] = min(sizes[i], dealt[i] + 1)
     return [int(n) for n in dealt]
+
+
+def _pieces(pool: list[Group]) -> list[list[Axis]]:
+    """Groups of a pool, those of a single unit together: one of them alone could only stay or go."""
+    single = [group.axis for group in pool if group.size == 1]
+    pieces = [[group.axis] for group in pool if group.size > 1]
+    return [*pieces, single] if single else pieces
 
 
 class Chooser:
@@ -62,13 +70,24 @@ class Chooser:
         for pool in self._pools:
             if not pool:
                 continue
-            sizes = [group.size for group in pool]
+            pieces = _pieces(pool)
+            sizes = [sum(axis.size for axis in piece) for piece in pieces]
             kept = self._kept(pool, sum(sizes), ratio)
-            for group, count in zip(pool, shares(sizes, kept), strict=True):
-                if count < group.size:
-                    best = np.argsort(-self._scores[group.axis], kind="stable")[:count]
-                    keep[group.axis] = np.sort(best)
+            for piece, count in zip(pieces, shares(sizes, kept), strict=True):
+                self._best(piece, count, keep)
         return self._without_empty_views(keep)
+
+    def _best(self, piece: list[Axis], count: int, keep: dict[Axis, Index]) -> None:
+        """Keep the best ``count`` units of a piece, whatever atoms they are in."""
+        stays = np.zeros(sum(axis.size for axis in piece), bool)
+        values = np.concatenate([self._scores[axis] for axis in piece])
+        stays[np.argsort(-values, kind="stable")[:count]] = True
+        offset = 0
+        for axis in piece:
+            part = np.flatnonzero(stays[offset : offset + axis.size])
+            offset += axis.size
+            if len(part) < axis.size:
+                keep[axis] = part
 
     def _kept(self, pool: list[Group], size: int, ratio: float) -> int:
         kept = size - int(size * ratio + 1e-9)
@@ -81,7 +100,7 @@ class Chooser:
         while True:
             self._level(keep)
             selection = Selection(keep)
-            empty = [axis for axis in self.analysis.views if selection.count(axis) == 0]
+            empty = [axis for axis in self.analysis.composed if selection.count(axis) == 0]
             if not empty:
                 return selection
             for axis in empty:

@@ -110,15 +110,10 @@ def _listed(things: Sequence[object]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _views_in(axes: Sequence[Axis], name: str, found: dict[Axis, str]) -> None:
-    stack = [find(axis) for axis in axes]
-    while stack:
-        axis = stack.pop()
-        if axis.kind == "view":
-            if axis in found:
-                continue
-            found[axis] = name
-        stack.extend(map(find, axis.parts))
+def _composed(axes: Sequence[Axis], name: str, found: dict[Axis, str]) -> None:
+    for axis in map(find, axes):
+        if axis.kind in ("sum", "prod", "view"):
+            found.setdefault(axis, name)
 
 
 def _tie_counts(same: SameCount) -> bool:
@@ -278,13 +273,13 @@ class Analysis:
         return found
 
     @cached_property
-    def views(self) -> dict[Axis, str]:
-        """Every view inside an axis, which could lose all its positions, and a tensor it is in."""
+    def composed(self) -> dict[Axis, str]:
+        """Every axis made of others, which could lose all its positions with them, and a tensor it is in."""
         found: dict[Axis, str] = {}
         for name, types in self.walk.axes_of.items():
-            _views_in(types or (), name, found)
+            _composed(types or (), name, found)
         for constant, _, types in self.parameter_uses:
-            _views_in(types, constant.name, found)
+            _composed(types, constant.name, found)
         return found
 
     def twins(self) -> list[list[Axis]]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .axes import Axis, Index
+from .axes import Axis
 from .budget import Chooser
+from .components import Index
 from .errors import PlanError, UsageError
 from .groups import Analysis, Group
 from .memory import keeps_all
@@ -207,7 +208,8 @@ def select(analysis: Analysis, plan: Plan) -> Selection:
                 " it was made for another model"
             )
         kept = np.array(entry.keep, np.int64)
-        if not len(kept) or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= group.size:
+        some = len(kept) > 0 or group.size == 1
+        if not some or (np.diff(kept) <= 0).any() or (kept < 0).any() or (kept >= group.size).any():
             raise PlanError(
                 f"group '{entry.group}': \"keep\" must be an ascending list of at least one unit"
                 f" from 0 to {group.size - 1}"
@@ -220,7 +222,7 @@ def select(analysis: Analysis, plan: Plan) -> Selection:
         if len({selection.count(axis) for axis in axes}) > 1:
             named = ", ".join(f"'{ids[axis]}'" for axis in axes if axis in ids)
             raise PlanError(f"groups {named} must keep equal numbers of units: {same.because}")
-    for axis, name in analysis.views.items():
+    for axis, name in analysis.composed.items():
         if selection.count(axis) == 0:
             raise PlanError(f"the plan leaves nothing of an axis of '{name}'")
     return selection

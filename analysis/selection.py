@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .axes import Axis, Index, find
+from .axes import Axis, find
+from .components import Index
 
 
 class Selection:

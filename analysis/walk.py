@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from .axes import Axis, AxisMismatch, atom, fix, pin
+from .axes import ONE, Axis, AxisMismatch, atom, fix, pin
 from .dynamic import RUN_TIME, once, symbol_of
 from .errors import ModelError
 from .facts import Alone, Baked, Contraction, Normalisation, SameCount, SizesRead, Work
@@ -310,6 +310,9 @@ class Walk:
         for name, types in zip(node.outputs, outputs, strict=False):
             if name:
                 self.axes_of[name] = types
+                for axis in types or ():
+                    if axis.size == 1:  # a whole axis never goes
+                        pin(axis, ONE.why)
 
     def _pin_all(self, node: Node, why: str) -> Outputs:
         """Nothing is known of this operator: nothing around it may shrink."""

@@ -31,6 +31,7 @@ class Cleanup:
     def __call__(self, model: Model) -> Model:
         edit = Edit(model.proto)
         _skip_identities(edit.proto.graph)
+        _merge_dequantised(edit.proto.graph)
         if self.fold_batch_norm:
             _fold_batch_norms(edit)
         proto = edit.finish(removable=lambda node: node.domain in _STANDARD)
@@ -69,6 +70,22 @@ def _collect_identities(graph: onnx.GraphProto, source: dict[str, str]) -> None:
             source[node.output[0]] = source.get(node.input[0], node.input[0])
         for inner in subgraphs(node):
             _collect_identities(inner, source)
+
+
+def _merge_dequantised(graph: onnx.GraphProto) -> None:
+    """A constant is made real once for all readers that want the same of it."""
+    first: dict[tuple[tuple[str, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and all(name in constants for name in node.input if name):
+            attributes = b"".join(a.SerializeToString() for a in node.attribute)
+            renamed[node.output[0]] = first.setdefault((tuple(node.input), attributes), node.output[0])
+    for inner in walk_graphs(graph) if renamed else ():
+        for node in inner.node:
+            for i, name in enumerate(node.input):
+                if name in renamed:
+                    node.input[i] = renamed[name]
 
 
 def _fold_batch_norms(edit: Edit) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from ..walk import Axes, Outputs, Rule, Unsupported
+from . import plugins
 
-__all__ = ["RULES", "Axes", "Outputs", "Rule", "Unsupported", "rule"]
+__all__ = ["RULES", "Axes", "Outputs", "Rule", "Unsupported", "all_rules", "rule"]
 
 RULES: dict[str, Rule] = {}
 
@@ -22,3 +24,17 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+@cache
+def _plugged_in() -> dict[str, Rule]:
+    return plugins.load(plugins.installed(), RULES)
+
+
+def all_rules() -> dict[str, Rule]:
+    """The rules of this package and of installed plug-ins, which are loaded at the first call.
+
+    Warns:
+        PluginWarning: a plug-in cannot be loaded.
+    """
+    return RULES | _plugged_in()
