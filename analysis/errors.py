@@ -23,6 +23,14 @@ class BackendError(OnnxPruneError):
     """A runtime or compiler is missing, or cannot take this model."""
 
 
+class PluginError(OnnxPruneError):
+    """A rule of a plug-in failed on a node it was asked for, or an operator has two rules."""
+
+
+class PluginWarning(UserWarning):
+    """A plug-in cannot be loaded; operators it may have had rules for are pinned."""
+
+
 class UsageError(OnnxPruneError):
     """An option has a value that makes no sense."""
 
