@@ -398,8 +398,9 @@ def _unify_factors(a: Axis, b: Axis) -> None:
         if a.kind != "prod" or b.kind != "prod":
             unify(a, b)
             return
-        low_a, low_b = flatten([a], "prod")[-1].size, flatten([b], "prod")[-1].size
-        if min(low_a, low_b) == 1 or (low_a % low_b and low_b % low_a):
+        left, right = flatten([a], "prod"), flatten([b], "prod")
+        low_a, low_b = left[-1].size, right[-1].size
+        if any(f.size == 1 for f in (*left, *right)) or (low_a % low_b and low_b % low_a):
             tie(a, b)
             return
         low = min(low_a, low_b)

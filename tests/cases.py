@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import cases_compute
 import cases_elementwise
+import cases_fused
 import cases_graph
 import cases_norm
+import cases_quantised
 import cases_shape
 from casebook import CASES, Case
 
@@ -15,10 +17,21 @@ __all__ = [
     "Case",
     "cases_compute",
     "cases_elementwise",
+    "cases_fused",
     "cases_graph",
     "cases_norm",
+    "cases_quantised",
     "cases_shape",
 ]
 
 # Operators with a rule but without a case, and why.
-WITHOUT_CASE: dict[str, str] = {}
+_NO_KERNEL = "ONNX Runtime has no kernel of it for this processor"
+WITHOUT_CASE: dict[str, str] = {
+    "com.microsoft::BiasAdd": _NO_KERNEL,
+    "com.microsoft::BiasDropout": _NO_KERNEL,
+    "com.microsoft::BiasSplitGelu": _NO_KERNEL,
+    "com.microsoft::TransposeMatMul": "the former name of FusedMatMul, whose rule it is",
+    "com.microsoft::QLinearReduceMean": _NO_KERNEL,
+    "com.microsoft::QLinearWhere": _NO_KERNEL,
+    "com.microsoft::GroupQueryAttention": "it needs a cache as an input, whose steps nothing makes",
+}
