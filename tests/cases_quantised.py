@@ -168,16 +168,18 @@ def side_by_side(g: Net) -> str:
     return g.use(_real(g, g(MS + "QLinearConcat", *_s(g), a, *_s(g), b, *_s(g), axis=1)), S, 2 * S)
 
 
-def _unary(op: str, exact: bool, **attrs: float) -> None:
-    def body(g: Net) -> str:
-        y = g(MS + op, _q(g, g.free(S, S, S)), *_s(g), *_s(g), **attrs)
-        return g.use(_real(g, y), S, S, S)
-
-    add(MS + op, "by element", "a012 z012", body, exact=exact)
+@case(MS + "QLinearLeakyRelu", "a012 z012")
+def with_a_slope(g: Net) -> str:
+    y = g(MS + "QLinearLeakyRelu", _q(g, g.free(S, S, S)), *_s(g), *_s(g), alpha=0.5)
+    return g.use(_real(g, y), S, S, S)
 
 
-_unary("QLinearLeakyRelu", True, alpha=0.5)
-_unary("QLinearSigmoid", True)
+@case(MS + "QLinearSigmoid", "a012 z012")
+def between_zero_and_one(g: Net) -> str:
+    """Real values of a few hundredths, so that the results differ; they are counted in whole steps again."""
+    fine, steps = [g.scalar(1 / 64), g.const(128, np.uint8)], [g.scalar(1 / 256), g.const(0, np.uint8)]
+    y = g(MS + "QLinearSigmoid", _q(g, g.free(S, S, S), 128), *fine, *steps)
+    return g.use(g("DequantizeLinear", y, g.scalar(1.0), steps[1]), S, S, S)
 
 
 @case(MS + "QLinearSoftmax", "a012 z012", exact=False)
