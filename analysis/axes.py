@@ -233,10 +233,11 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
     if not rest:
         return total(left), prod([outer, inner])
     right: list[Axis] = []
+    row = outer
     if outer.size > 1:
         row, outer = cut(outer, 1)
-        pin(row, "a slice cuts through a row of a product")
         right = [prod([outer, inner])]
+    pin(row, "a slice cuts through a row of a product")
     first, second = cut(inner, rest)
     return total([*left, first]), total([second, *right])
 
