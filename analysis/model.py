@@ -25,6 +25,10 @@ class Model:
     path: Path | None = None
 
 
+class _NotSortedError(ModelError):
+    """A node stands before one whose result it reads."""
+
+
 def load(path: str | Path) -> Model:
     """Read a model and check that it can be worked on.
 
@@ -56,20 +60,21 @@ def load(path: str | Path) -> Model:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"'{path}' is not an ONNX model, or it was cut short: it has no graph or no opset")
     _read_external(proto, path.parent)
-    for graph in walk_graphs(proto.graph):
-        _sort(graph)
-    check(proto)
+    try:
+        check(proto)
+    except _NotSortedError:
+        for graph in walk_graphs(proto.graph):
+            _sort(graph)
+        check(proto)
     return Model(proto, path)
 
 
 def _sort(graph: onnx.GraphProto) -> None:
     """Bring nodes that stand before what they read, as some converters leave them, into order; not cycles."""
     makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    reads = [{makers[name] for name in _read_by(node) if name in makers} for node in graph.node]
-    if all(i > max(before, default=-1) for i, before in enumerate(reads)):
-        return
+    reads = {i: {makers[n] for n in _read_by(node) if n in makers} for i, node in enumerate(graph.node)}
     try:
-        order = list(TopologicalSorter(dict(enumerate(reads))).static_order())
+        order = list(TopologicalSorter(reads).static_order())
     except CycleError:
         return
     nodes = [graph.node[i] for i in order]
@@ -244,9 +249,10 @@ def _check_graph(graph: onnx.GraphProto, known: set[str]) -> None:
     for node in graph.node:
         for name in node.input:
             if name and name not in known:
-                late = any(name in other.output for other in graph.node)
-                why = "only a node after it makes: a cycle, or not sorted" if late else "nothing makes"
-                raise ModelError(f"{_title(node)} reads {name!r}, which {why}")
+                if any(name in other.output for other in graph.node):
+                    why = "only a node after it makes: a cycle, or not sorted"
+                    raise _NotSortedError(f"{_title(node)} reads {name!r}, which {why}")
+                raise ModelError(f"{_title(node)} reads {name!r}, which nothing makes")
         for inner in subgraphs(node):
             _check_graph(inner, known)
         for name in filter(None, node.output):

@@ -184,3 +184,14 @@ def test_what_is_not_touched_survives(tmp_path: Path) -> None:
     assert smaller.proto.graph.doc_string == "about the graph"
     assert smaller.proto.graph.node[0].doc_string == "about the node"
     assert smaller.proto.functions == source.proto.functions
+
+
+def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
+    source = model()
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in source.proto.graph.node]
+    shuffled = onnx.ModelProto()
+    shuffled.CopyFrom(source.proto)
+    del shuffled.graph.node[:]
+    shuffled.graph.node.extend(nodes[::-1])
+    onnx.save(shuffled, tmp_path / "model.onnx")
+    assert [n.name for n in load(tmp_path / "model.onnx").proto.graph.node] == [n.name for n in nodes]
