@@ -79,6 +79,11 @@ class Chooser:
 
     def _best(self, piece: list[Axis], count: int, keep: dict[Axis, Index]) -> None:
         """Keep the best ``count`` units of a piece, whatever atoms they are in."""
+        if len(piece) == 1:
+            if count < piece[0].size:
+                order = np.argsort(-self._scores[piece[0]], kind="stable")
+                keep[piece[0]] = np.sort(order[:count])
+            return
         stays = np.zeros(sum(axis.size for axis in piece), bool)
         values = np.concatenate([self._scores[axis] for axis in piece])
         stays[np.argsort(-values, kind="stable")[:count]] = True

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -207,15 +208,15 @@ def select(analysis: Analysis, plan: Plan) -> Selection:
                 f"group '{entry.group}' has {group.size} units, the plan says {entry.size}:"
                 " it was made for another model"
             )
-        kept = np.array(entry.keep, np.int64)
-        some = len(kept) > 0 or group.size == 1
-        if not some or (np.diff(kept) <= 0).any() or (kept < 0).any() or (kept >= group.size).any():
+        some = bool(entry.keep) or group.size == 1
+        ascending = all(a < b for a, b in pairwise((-1, *entry.keep, group.size)))
+        if not some or not ascending:
             raise PlanError(
                 f"group '{entry.group}': \"keep\" must be an ascending list of at least one unit"
                 f" from 0 to {group.size - 1}"
             )
-        if len(kept) < group.size:
-            keep[group.axis] = kept
+        if len(entry.keep) < group.size:
+            keep[group.axis] = np.array(entry.keep, np.int64)
     selection = Selection(keep)
     ids = {group.axis: group.id for group in analysis.groups}
     for axes, same in analysis.same_counts():

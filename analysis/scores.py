@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,12 @@ def score(analysis: Analysis, criterion: str) -> dict[Axis, Scores]:
 
 def _along(energy: NDArray[np.float32], k: int) -> Scores:
     """The sum for each position of axis ``k``."""
-    others = tuple(j for j in range(energy.ndim) if j != k)
-    return np.asarray(np.add.reduce(energy, axis=others, dtype=np.float64))
+    return np.asarray(np.add.reduce(energy, axis=_others(energy.ndim, k), dtype=np.float64))
+
+
+@cache
+def _others(rank: int, k: int) -> tuple[int, ...]:
+    return tuple(j for j in range(rank) if j != k)
 
 
 def _spread(scores: dict[Axis, Scores], axis: Axis, values: NDArray[Any]) -> None:

@@ -137,13 +137,14 @@ def _sweep(graph: onnx.GraphProto, needed: set[str], removable: Callable[[onnx.N
     needed.update(output.name for output in graph.output)
     dead = set()
     for node in reversed(graph.node):
-        if removable(node) and needed.isdisjoint(filter(None, node.output)):
+        if needed.isdisjoint(filter(None, node.output)) and removable(node):
             dead.add(node_key(node))
             continue
         needed.update(node.input)
         for inner in subgraphs(node):
             _sweep(inner, needed, removable)
-    _drop(graph.node, lambda node: node_key(node) in dead)
+    if dead:
+        _drop(graph.node, lambda node: node_key(node) in dead)
 
 
 def _drop(field: Any, gone: Callable[[Any], bool]) -> None:
