@@ -28,8 +28,11 @@ from .analysis.errors import (
     OnnxPruneError,
     OutputError,
     PlanError,
+    PluginError,
+    PluginWarning,
     UsageError,
 )
+from .analysis.explain import Explanation, explain
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
 from .analysis.plan import Entry, Plan, make_plan
@@ -40,6 +43,7 @@ from .passes.cleanup import Cleanup
 from .passes.fold import FoldConstants
 from .passes.save import save
 from .passes.shrink import Shrink
+from .passes.soundness import check_rule
 from .passes.verify import Verdict, verify
 
 if TYPE_CHECKING:
@@ -54,6 +58,7 @@ __all__ = [
     "CheckError",
     "Cost",
     "Entry",
+    "Explanation",
     "Group",
     "Member",
     "Model",
@@ -63,13 +68,17 @@ __all__ = [
     "Pin",
     "Plan",
     "PlanError",
+    "PluginError",
+    "PluginWarning",
     "PruneResult",
     "UsageError",
     "Verdict",
     "analyze",
     "apply",
     "bench",
+    "check_rule",
     "compile",
+    "explain",
     "load",
     "load_plan",
     "measure",

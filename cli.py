@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import onnx_prune as api
 import rich.box
@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .analysis.errors import OnnxPruneError, UsageError
+from .analysis.errors import OnnxPruneError, PluginWarning, UsageError
+from .analysis.explain import explain as explain_axes
+from .analysis.explain import find_place
 from .analysis.report.summary import Row, analysis_json, cost_json, cost_rows, pin_reasons
 from .passes.save import check_writable, save_text
 
@@ -165,16 +167,58 @@ def _print_blocks(analysis: api.Analysis) -> None:
     console.print(table)
 
 
-@app.command(epilog=_examples("analyze model.onnx", "analyze model.onnx --json -"))
-def analyze(model: ModelPath, json_: Json = None) -> None:
+@app.command(
+    epilog=_examples(
+        "analyze model.onnx",
+        "analyze model.onnx --json -",
+        "analyze model.onnx --explain conv1.weight:0",
+        "analyze model.onnx --graph groups.html",
+    )
+)
+def analyze(
+    model: ModelPath,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="TENSOR[:AXIS]",
+            help="Say what the positions of a tensor are, what shrinks with them and why, what pins them.",
+        ),
+    ] = None,
+    graph: Annotated[
+        Path | None, typer.Option("--graph", metavar="FILE", help="Draw the groups: .svg or .html.")
+    ] = None,
+    json_: Json = None,
+) -> None:
     """Show which channels depend on which, and what is pinned."""
-    _check_outputs(json_)
+    if graph is not None and graph.suffix.lower() not in (".svg", ".html"):
+        raise UsageError(f"--graph '{graph}' is of no kind that can be drawn: choose .svg or .html")
+    _check_outputs(graph, json_)
     seconds: dict[str, float] = {}
     with _step(seconds, "load"):
         loaded = api.load(model)
     with _step(seconds, "analyze"):
         analysis = api.analyze(loaded)
         cost = api.measure(loaded, analysis)
+    told = explain_axes(analysis, *find_place(analysis, explain)) if explain is not None else None
+    if graph is not None:
+        from .analysis.report import picture  # what lays it out takes a while to load
+
+        with _step(seconds, "draw"):
+            draw = picture.svg if graph.suffix.lower() == ".svg" else picture.page
+            save_text(draw(analysis, model.name), graph)
+    if told is None:
+        _print_analysis(analysis, cost)
+    for sentence in told.sentences() if told else ():
+        _say(sentence)
+    if graph is not None:
+        _say(f"wrote {graph}")
+    # Analysis removes nothing: before and after are the same, in the form every command gives.
+    data = cost_json(cost, cost) | analysis_json(analysis) | {"seconds": seconds}
+    _emit(json_, data | ({"explanation": told.to_json()} if told else {}))
+
+
+def _print_analysis(analysis: api.Analysis, cost: api.Cost) -> None:
     table = _table("group", "units", "axes", "params/unit", "removal", title=f"{len(analysis.groups)} groups")
     for group in sorted(analysis.groups, key=lambda g: -g.size * g.params_per_unit)[:_ROWS]:
         cells = (str(group.size), str(len(group.members)), f"{group.params_per_unit:,.0f}", group.exactness)
@@ -189,8 +233,6 @@ def analyze(model: ModelPath, json_: Json = None) -> None:
     console.print(pinned)
     _say(f"{cost.params:,} parameters, {cost.macs:,} MACs, {cost.bytes:,} bytes of weights")
     _print_uncounted(cost)
-    # Analysis removes nothing: before and after are the same, in the form every command gives.
-    _emit(json_, cost_json(cost, cost) | analysis_json(analysis) | {"seconds": seconds})
 
 
 @app.command(
@@ -416,6 +458,8 @@ def main() -> None:
     debug = bool(os.environ.get("ONNX_PRUNE_DEBUG"))
     if not debug:  # what libraries warn their developers of says nothing to a user
         warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", category=PluginWarning)
+    warnings.showwarning = _warn
     try:
         app()  # reports wrong usage and Ctrl-C itself
     except OnnxPruneError as error:
@@ -428,6 +472,20 @@ def main() -> None:
             " set ONNX_PRUNE_DEBUG=1 for the traceback",
             1,
         )
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What ``warnings`` calls: a line for a user, without the place in the code."""
+    console.print(
+        f"[bold yellow]warning:[/] {escape(' '.join(str(message).split()))}", soft_wrap=True, highlight=False
+    )
 
 
 def _fail(message: str, status: int) -> None:

@@ -19,7 +19,7 @@ from .graph import Constant
 from .memory import keeps_all
 from .model import Model
 from .prepare import prepare
-from .rules import RULES
+from .rules import all_rules
 from .selection import Selection
 from .walk import Walk
 
@@ -350,12 +350,12 @@ def analyze(model: Model) -> Analysis:
 
 
 def _walk(proto: onnx.ModelProto) -> Walk:
-    names = symbols(proto.graph)
+    rules, names = all_rules(), symbols(proto.graph)
     if not names:
-        return Walk(proto, RULES)
+        return Walk(proto, rules)
     best: Walk | None = None
     for first, second in stand_ins(names):
-        walk = Walk(proto, RULES, first, Walk(proto, RULES, second))
+        walk = Walk(proto, rules, first, Walk(proto, rules, second))
         if best is None or walk.misfits < best.misfits:
             best = walk
         if not best.misfits:

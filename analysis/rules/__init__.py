@@ -12,15 +12,17 @@ from . import (
     quantised,
     recurrent,
     reshape,
+    rotary,
     sample,
     select,
 )
-from .registry import RULES, Rule, Unsupported, rule
+from .registry import RULES, Rule, Unsupported, all_rules, rule
 
 __all__ = [
     "RULES",
     "Rule",
     "Unsupported",
+    "all_rules",
     "attention",
     "contrib",
     "control",
@@ -32,6 +34,7 @@ __all__ = [
     "quantised",
     "recurrent",
     "reshape",
+    "rotary",
     "rule",
     "sample",
     "select",
