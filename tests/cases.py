@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cases_compute
+import cases_contrib
 import cases_elementwise
 import cases_fused
 import cases_graph
@@ -16,6 +17,7 @@ __all__ = [
     "WITHOUT_CASE",
     "Case",
     "cases_compute",
+    "cases_contrib",
     "cases_elementwise",
     "cases_fused",
     "cases_graph",
@@ -31,7 +33,6 @@ WITHOUT_CASE: dict[str, str] = {
     "com.microsoft::BiasDropout": _NO_KERNEL,
     "com.microsoft::BiasSplitGelu": _NO_KERNEL,
     "com.microsoft::TransposeMatMul": "the former name of FusedMatMul, whose rule it is",
-    "com.microsoft::QLinearReduceMean": _NO_KERNEL,
-    "com.microsoft::QLinearWhere": _NO_KERNEL,
-    "com.microsoft::GroupQueryAttention": "it needs a cache as an input, whose steps nothing makes",
+    "com.microsoft::GroupNorm": _NO_KERNEL,
+    "com.microsoft::SkipGroupNorm": _NO_KERNEL,
 }

@@ -2,58 +2,74 @@
 
 from __future__ import annotations
 
-from ..axes import Axis, cuts, pin, unify
-from ..facts import Alone, Contraction, Normalisation, Work
+from ..axes import ONE, Axis, cuts, pin, unify
+from ..facts import Alone, Contraction, Normalisation, SameCount, Work
 from ..graph import Node
 from ..walk import Walk
-from .conv import convolution
-from .elementwise import broadcast
+from .conv import SPATIAL, convolution, pin_all
+from .elementwise import broadcast, positional
 from .linear import general_product
 from .registry import Axes, Outputs, Unsupported, rule
 
 _MS = "com.microsoft::"
 
 
-@rule(*(_MS + name for name in "Gelu FastGelu BiasGelu QuickGelu BiasAdd BiasDropout".split()))
+def _given(walk: Walk, node: Node, inputs: range) -> list[Axes]:
+    return [walk.axes(node, i) for i in inputs if node.has(i)]
+
+
+# ---------------------------------------------------------------------- position by position
+
+
+@rule(*(_MS + name for name in "Gelu FastGelu BiasGelu QuickGelu BiasDropout".split()))
 def broadcasting(walk: Walk, node: Node) -> Outputs:
-    """An activation with its bias, and whatever is added to it."""
-    inputs = [walk.axes(node, i) for i in range(len(node.inputs)) if node.has(i)]
-    if node.op == _MS + "BiasDropout":  # ratio and mode come last and are scalars
-        inputs = [axes for axes in inputs if axes]
-    return [broadcast(inputs)] * len(node.outputs)
+    """An activation or dropout with the bias and residual that are added to it; other inputs are scalars."""
+    return [broadcast(_given(walk, node, range(len(node.inputs))))] * len(node.outputs)
 
 
-@rule(_MS + "BiasSplitGelu")
-def bias_split_gelu(walk: Walk, node: Node) -> Outputs:
-    """The first half is multiplied by the activation of the second."""
-    x = broadcast([walk.axes(node, 0), walk.axes(node, 1)])
-    left, right = cuts(x[-1], [x[-1].size // 2] * 2)
+@rule(_MS + "BiasAdd", _MS + "BiasSplitGelu")
+def of_certain_sizes(walk: Walk, node: Node) -> Outputs:
+    """ONNX Runtime has kernels for the few widths of one family of models, and refuses all others."""
+    x = broadcast(_given(walk, node, range(len(node.inputs))))
+    why = f"ONNX Runtime runs {node.name} with certain widths only"
+    pin(x[-1], why)
+    if node.op == _MS + "BiasAdd":
+        return [x]
+    left, right = cuts(x[-1], [x[-1].size // 2] * 2)  # the first half times the activation of the second
     unify(left, right)
     return [[*x[:-1], left]]
 
 
+rule(_MS + "Trilu")(positional)
+
+
+# ---------------------------------------------------------------------- products and convolutions
+
+
 @rule(_MS + "FusedMatMul", _MS + "TransposeMatMul")
 def fused_matmul(walk: Walk, node: Node) -> Outputs:
-    """A matrix product of operands whose last two axes, or first and last, may be swapped."""
+    """A matrix product of operands whose last two axes may be swapped, or whose first axis is their row."""
     x, y = walk.axes(node, 0), walk.axes(node, 1)
-    order = []
-    for i, letter in ((0, "A"), (1, "B")):
-        places = list(range(len(walk.axes(node, i))))
-        if node.attrs.get(f"transBatch{letter}", 0) and len(places) > 2:
-            places = [*places[1:-1], places[0], places[-1]]
-        if node.attrs.get(f"trans{letter}", 0) and len(places) > 1:
-            places[-2:] = places[:-3:-1]
-        order.append(places)
-    left, right = [x[k] for k in order[0]], [y[k] for k in order[1]]
-    if len(left) < 2 or len(right) < 2:
-        raise Unsupported("an operand is a vector")
-    unify(left[-1], right[-2])
-    walk.contractions.append(Contraction(node, ((0, order[0][-1]), (1, order[1][-2]))))
+    rows, columns = _order(node, "A", len(x)), _order(node, "B", len(y))
+    left, right = [x[k] for k in rows], [y[k] for k in columns]
+    unify(left[-1], right[-2 if len(y) > 1 else -1])
+    places = (0, rows[-1]), (1, columns[-2 if len(y) > 1 else -1])
+    walk.contractions.append(Contraction(node, places))
     batch = broadcast([left[:-2], right[:-2]]) if len(left) > 2 or len(right) > 2 else []
-    out = [*batch, left[-2], right[-1]]
+    out = [*batch, *left[-2:-1], *(right[-1:] if len(y) > 1 else [])]
     walk.work.append(Work(node, 1, (*out, left[-1])))
     walk.alone += [Alone(x), Alone(y)]
     return [out]
+
+
+def _order(node: Node, operand: str, rank: int) -> list[int]:
+    """The axes of an operand as a matrix product takes them: batch, rows, columns."""
+    places = list(range(rank))
+    if node.attrs.get(f"transBatch{operand}", 0) and rank > 2:
+        places = [*places[1:-1], places[0], places[-1]]
+    if node.attrs.get(f"trans{operand}", 0) and rank > 1:
+        places[-2:] = places[:-3:-1]
+    return places
 
 
 @rule(_MS + "FusedGemm")
@@ -68,37 +84,69 @@ def fused_conv(walk: Walk, node: Node) -> Outputs:
     return [broadcast([out, walk.axes(node, 3)]) if node.has(3) else out]
 
 
+# ---------------------------------------------------------------------- normalisations
+
+
 @rule(_MS + "SkipLayerNormalization", _MS + "SkipSimplifiedLayerNormalization")
 def skip_layer_normalization(walk: Walk, node: Node) -> Outputs:
     """Input, skip and bias are added, and the sum is normalised along its last axis; it is output 3."""
-    vectors = [i for i in range(2, len(node.inputs)) if node.has(i)]
-    x = broadcast([walk.axes(node, i) for i in (0, 1)])
-    width = x[-1]
-    for i in vectors:
-        unify(walk.axes(node, i)[-1], width)
-    places = [(i, len(walk.axes(node, i)) - 1) for i in (0, 1, *vectors)]
-    outputs = [(o, len(x) - 1) for o in (0, 3) if o < len(node.outputs) and node.outputs[o]]
-    walk.normalisations.append(Normalisation(node, tuple(places), tuple(outputs)))
+    x = broadcast(_given(walk, node, range(len(node.inputs))))
+    read = [i for i in range(len(node.inputs)) if node.has(i)]
+    _normalised(
+        walk, node, x[-1], {i: len(walk.axes(node, i)) - 1 for i in read}, {o: len(x) - 1 for o in (0, 3)}
+    )
+    statistics = [*x[:-1], ONE]
+    return [x, statistics, statistics, x]
+
+
+def _normalised(walk: Walk, node: Node, width: Axis, read: dict[int, int], made: dict[int, int]) -> None:
+    """The node normalises over ``width``, at these axes of these inputs and outputs."""
+    outputs = tuple((o, k) for o, k in made.items() if o < len(node.outputs) and node.outputs[o])
+    walk.normalisations.append(Normalisation(node, tuple(read.items()), outputs))
     walk.alone.append(Alone([width]))
-    statistics = x[:-1]
-    return [x, statistics, statistics, x][: len(node.outputs)]
 
 
-@rule(_MS + "EmbedLayerNormalization")
+@rule(_MS + "EmbedLayerNormalization", _MS + "QEmbedLayerNormalization")
 def embed_layer_normalization(walk: Walk, node: Node) -> Outputs:
-    """Embeddings of words, positions and segments are added and normalised; the sum is output 2."""
+    """Embeddings of words, positions and segments are added and normalised; the sum is output 2.
+
+    In the quantised form scales and zero points of all five tables and vectors follow, each one number.
+    """
     tokens = walk.axes(node, 0)
+    width = walk.axes(node, 2)[1]
     tables = [i for i in (2, 3, 4) if node.has(i)]
-    width: Axis = walk.axes(node, 2)[1]
     for i in tables:
         table = walk.axes(node, i)
         pin(table[0], f"{node.name} looks up positions computed at run time")
         unify(table[1], width)
     for i in (5, 6):
         unify(walk.axes(node, i)[0], width)
-    y: Axes = [*tokens, width]
-    places = [*((i, 1) for i in tables), (5, 0), (6, 0)]
-    outputs = [(o, 2) for o in (0, 2) if o < len(node.outputs) and node.outputs[o]]
-    walk.normalisations.append(Normalisation(node, tuple(places), tuple(outputs)))
-    walk.alone.append(Alone([width]))
-    return [y, tokens[:1], y][: len(node.outputs)]
+    pin_all(tokens, f"{node.name} adds an embedding of the position")
+    _normalised(walk, node, width, dict.fromkeys(tables, 1) | {5: 0, 6: 0}, {0: 2, 2: 2})
+    y = [*tokens, width]
+    return [y, tokens[:1], y]
+
+
+@rule(_MS + "GroupNorm", _MS + "SkipGroupNorm")
+def group_norm(walk: Walk, node: Node) -> Outputs:
+    """Groups of channels, which are last unless said otherwise; a skip and a bias may be added before."""
+    x, groups = walk.axes(node, 0), node.attrs["groups"]
+    along = len(x) - 1 if node.attrs.get("channels_last", 1) else 1
+    channels = x[along]
+    places = {0: along, 1: 0, 2: 0}
+    for i in (1, 2, 4):
+        if node.has(i):
+            unify(walk.axes(node, i)[0], channels)
+            places[i] = 0
+    if node.has(3):
+        skip = walk.axes(node, 3)
+        unify(skip[0], x[0])
+        places[3] = along if len(skip) == len(x) else 1
+        unify(skip[places[3]], channels)
+    if channels.size % groups:
+        raise Unsupported(f"its channels do not make {groups} groups")
+    blocks = cuts(channels, [channels.size // groups] * groups)
+    walk.same_counts.append(SameCount(tuple(blocks), f"{node.name} has {groups} groups of equal size"))
+    pin_all([axis for k, axis in enumerate(x) if k not in (0, along)], SPATIAL)
+    _normalised(walk, node, channels, places, {0: along, 1: along})
+    return [x, x]

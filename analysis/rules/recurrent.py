@@ -21,7 +21,7 @@ def recurrent(walk: Walk, node: Node) -> Outputs:
     pin(time, "a recurrent layer runs along it")
     unify(directions, r[0])
     for axis in (w[1], r[1]):
-        _gates(axis, hidden)
+        gates(axis, hidden)
     for i in range(3, len(node.inputs)):
         if not node.has(i):
             continue
@@ -34,7 +34,7 @@ def recurrent(walk: Walk, node: Node) -> Outputs:
             unify(given[2], hidden)
         else:  # biases of all gates, peepholes
             unify(given[0], directions)
-            _gates(given[1], hidden)
+            gates(given[1], hidden)
     unify(x[2], w[2])
     walk.contractions += [Contraction(node, ((0, 2), (1, 2))), Contraction(node, ((2, 2),), in_place=True)]
     walk.baked.append(CountBaked(node, "hidden_size", hidden))
@@ -45,7 +45,7 @@ def recurrent(walk: Walk, node: Node) -> Outputs:
     return [[time, directions, batch, hidden], *([[directions, batch, hidden]] * (len(node.outputs) - 1))]
 
 
-def _gates(axis: Axis, hidden: Axis) -> None:
+def gates(axis: Axis, hidden: Axis) -> None:
     """``axis`` holds the units of the state once for each gate."""
     gate, unit = factor(axis, hidden.size)
     pin(gate, "the gates of a recurrent cell")
