@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	&& command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench zoo speed fuzz mutations tvm-zoo clean
+.PHONY: install demo test lint bench zoo variants speed fuzz mutations tvm-zoo exports clean
 
 install: .venv/.installed
 
@@ -45,6 +45,10 @@ test: lint
 zoo: .venv/.installed
 	$(BIN)/python tools/zoo_table.py
 
+# Slow: exports and variants beyond the zoo; the table goes to docs/variants.md.
+variants: .venv/.tested
+	$(BIN)/python tools/variants_table.py
+
 # Slow: the analysis timed on the zoo and on generated nets; the table goes to docs/analysis_speed.md.
 speed: .venv/.installed
 	$(BIN)/python tools/analysis_speed.py
@@ -64,6 +68,12 @@ tvm-zoo: .venv/.installed
 # Slow: times against ONNX Runtime; the table goes to docs/benchmarks.md.
 bench: .venv/.installed
 	$(BIN)/python tools/bench.py
+
+# Slow, and needs torch: the exports that tests prune, made again.
+exports: .venv/.tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,test,models]'
+	$(BIN)/python tools/export_models.py
+	$(BIN)/python tools/fuse_exports.py
 
 clean:
 	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache

@@ -28,6 +28,18 @@ The families: *attention or recurrent* has a product of two computed tensors, or
 *convolutional* is any other with convolutions or matrix products.
 
 """
+TAIL = """
+## What else is measured
+
+| what | command | figures |
+| --- | --- | --- |
+| exports with dynamic axes, quantised, 16-bit and fused nets, weights in other places | `make variants` | \
+[variants.md](variants.md) |
+| rules broken on purpose, and what notices | `make mutations` | [mutations.md](mutations.md) |
+| 10,000 random graphs, equal to the last bit (300 of them in `make test`) | `make fuzz` | passes or fails |
+| the patterns that pruners get wrong, a test each | `pytest tests/test_patterns.py` | passes or fails |
+| the analysis timed, also on 100,000 nodes | `make speed` | [analysis_speed.md](analysis_speed.md) |
+"""
 COLUMNS = ("model", "family", "groups", "removed", "MACs removed", "certificate", "error", "held by")
 
 
@@ -133,7 +145,7 @@ def main() -> None:
         least = f"{some[0][0]:.1%} ({some[0][1]})"
         text.append(f"| {kind or 'all'} | {len(some)} | {median:.1%} | {least} |")
     text += ["", f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|", *(r.text for r in rows)]
-    TABLE.write_text(HEAD + "\n".join(text) + "\n")
+    TABLE.write_text(HEAD + "\n".join(text) + "\n" + TAIL)
 
 
 if __name__ == "__main__":
