@@ -51,16 +51,14 @@ _READ: dict[int, Callable[[onnx.AttributeProto], Any]] = {
     onnx.AttributeProto.FLOAT: lambda a: a.f,
     onnx.AttributeProto.STRING: lambda a: a.s,
     onnx.AttributeProto.INTS: lambda a: list(a.ints),
+    onnx.AttributeProto.TENSOR: lambda a: a.t,
 }
 
 
 def read_node(index: int, proto: onnx.NodeProto) -> Node:
     domain = proto.domain
     op = proto.op_type if not domain or domain == "ai.onnx" else f"{domain}::{proto.op_type}"
-    attrs = {
-        a.name: _READ[a.type](a) if a.type in _READ else helper.get_attribute_value(a)
-        for a in proto.attribute
-    }
+    attrs = {a.name: _READ.get(a.type, helper.get_attribute_value)(a) for a in proto.attribute}
     return Node(index, proto, op, tuple(proto.input), tuple(proto.output), attrs)
 
 

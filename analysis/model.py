@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -59,13 +60,16 @@ def load(path: str | Path) -> Model:
         raise ModelError(f"'{path}' is not an ONNX model, or it was cut short") from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"'{path}' is not an ONNX model, or it was cut short: it has no graph or no opset")
-    _read_external(proto, path.parent)
+    tensors = list(_tensors(proto))
+    _read_external(tensors, path.parent)
+    for tensor in tensors:
+        _check_tensor(tensor)
     try:
-        check(proto)
+        _check_graph(proto.graph, set())
     except _NotSortedError:
         for graph in walk_graphs(proto.graph):
             _sort(graph)
-        check(proto)
+        _check_graph(proto.graph, set())
     return Model(proto, path)
 
 
@@ -102,22 +106,25 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
         yield from _attribute_tensors(function.node)
 
 
+_TENSOR, _TENSORS = onnx.AttributeProto.TENSOR, onnx.AttributeProto.TENSORS
+
+
 def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
+            if attribute.type == _TENSOR:
                 yield attribute.t
-            else:
+            elif attribute.type == _TENSORS:
                 yield from attribute.tensors
 
 
 # ---------------------------------------------------------------------- external data
 
 
-def _read_external(proto: onnx.ModelProto, folder: Path) -> None:
-    """Bring external tensor data into the proto, tensor by tensor."""
+def _read_external(tensors: Iterable[TensorProto], folder: Path) -> None:
+    """Bring external data into the tensors, one by one."""
     root = folder.resolve()
-    for tensor in _tensors(proto):
+    for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.raw_data = _external_bytes(tensor, root)
             tensor.data_location = TensorProto.DEFAULT
@@ -188,22 +195,31 @@ def stored_bytes(tensor: TensorProto) -> int:
     Raises:
         ModelError: the data type is unknown, or has no raw form (strings).
     """
-    count = _count(tensor)
-    if tensor.data_type in _BITS:
-        return -(-count * _BITS[tensor.data_type] // 8)
-    try:
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    except KeyError:
-        raise ModelError(f"tensor {tensor.name!r} has the unknown data type {tensor.data_type}") from None
-    if dtype.hasobject:
+    bits = _bits(tensor.data_type)
+    if bits is None:
+        raise ModelError(f"tensor {tensor.name!r} has the unknown data type {tensor.data_type}")
+    if not bits:
         raise ModelError(f"tensor {tensor.name!r} holds strings as raw bytes, which ONNX does not allow")
-    return count * dtype.itemsize
+    return -(-_count(tensor) * bits // 8)
+
+
+@functools.cache
+def _bits(data_type: int) -> int | None:
+    """Bits of an element in ONNX's raw form; 0 for strings, None for an unknown type."""
+    if data_type in _BITS:
+        return _BITS[data_type]
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(data_type)
+    except KeyError:
+        return None
+    return 0 if dtype.hasobject else 8 * dtype.itemsize
 
 
 def _count(tensor: TensorProto) -> int:
-    if any(size < 0 for size in tensor.dims):
-        raise ModelError(f"tensor {tensor.name!r} has a negative size: {list(tensor.dims)}")
-    return math.prod(tensor.dims)  # Python integers: the product may pass any machine word
+    dims = list(tensor.dims)
+    if dims and min(dims) < 0:
+        raise ModelError(f"tensor {tensor.name!r} has a negative size: {dims}")
+    return math.prod(dims)  # Python integers: the product may pass any machine word
 
 
 def check(proto: onnx.ModelProto) -> None:
@@ -246,24 +262,27 @@ def _check_graph(graph: onnx.GraphProto, known: set[str]) -> None:
             raise ModelError(f"the {what} {twice!r} is defined twice")
     own = {*stored, *(info.name for info in graph.input)} - known
     known |= own
+    made: list[str] = []
     for node in graph.node:
         for name in node.input:
-            if name and name not in known:
+            if name not in known and name:
                 if any(name in other.output for other in graph.node):
                     why = "only a node after it makes: a cycle, or not sorted"
                     raise _NotSortedError(f"{_title(node)} reads {name!r}, which {why}")
                 raise ModelError(f"{_title(node)} reads {name!r}, which nothing makes")
         for inner in subgraphs(node):
             _check_graph(inner, known)
-        for name in filter(None, node.output):
+        for name in node.output:
             if name in known:
                 raise ModelError(f"{name!r}, made by {_title(node)}, is defined twice")
-            known.add(name)
-            own.add(name)
+            if name:
+                known.add(name)
+                made.append(name)
     for output in graph.output:
         if output.name not in known:
             raise ModelError(f"nothing makes the output {output.name!r}")
     known -= own
+    known.difference_update(made)
 
 
 def _title(node: onnx.NodeProto) -> str:

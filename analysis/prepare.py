@@ -32,7 +32,7 @@ def prepare(model: Model) -> Model:
             proto = onnx.inliner.inline_local_functions(proto)
         except Exception as error:  # raised by native code, without a class of its own
             raise ModelError(f"the functions of the model cannot be inlined: {error}") from None
-    if any(next(subgraphs(node), None) is not None for node in proto.graph.node) and _repeats(proto.graph):
+    if len(list(walk_graphs(proto.graph))) > 1 and _repeats(proto.graph):
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
         proto = copy

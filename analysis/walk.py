@@ -237,17 +237,15 @@ class Walk:
     def _fold(self, node: Node) -> bool:
         """Constants and shape arithmetic. Sizes of types are the shapes, so nothing else infers them."""
         if node.op == "Constant":
-            tensor = node.attrs.get("value")
+            name = node.outputs[0]
+            for attribute in ("value", "sparse_value"):
+                if attribute in node.attrs:
+                    self.constants[name] = constant_of(node.attrs[attribute], name)
+                    return True
             value = constant_value(node.attrs)
-            if tensor is not None:
-                self.constants[node.outputs[0]] = constant_of(tensor, node.outputs[0])
-            elif "sparse_value" in node.attrs:
-                self.constants[node.outputs[0]] = constant_of(node.attrs["sparse_value"], node.outputs[0])
-            elif value is not None:
-                self.constants[node.outputs[0]] = folded(node.outputs[0], value)
-            else:
-                return False
-            return True
+            if value is not None:
+                self.constants[name] = folded(name, value)
+            return value is not None
         if node.op in ("Shape", "Size"):
             return self._fold_sizes(node)
         if not node.inputs:
@@ -311,7 +309,7 @@ class Walk:
             if name:
                 self.axes_of[name] = types
                 for axis in types or ():
-                    if axis.size == 1:  # a whole axis never goes
+                    if axis.size == 1 and axis is not ONE:  # a whole axis never goes
                         pin(axis, ONE.why)
 
     def _pin_all(self, node: Node, why: str) -> Outputs:

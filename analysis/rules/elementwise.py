@@ -13,14 +13,16 @@ from .registry import Axes, Outputs, rule
 def broadcast(shapes: Sequence[Axes]) -> Axes:
     """The axes of the numpy broadcast of ``shapes``: aligned from the right, size 1 stretches."""
     rank = max(map(len, shapes))
-    out = []
-    for k in range(1, rank + 1):
-        aligned = [axes[-k] for axes in shapes if len(axes) >= k]
-        wide = [axis for axis in aligned if axis.size != 1]
-        for other in wide[1:]:
-            unify(wide[0], other)
-        out.append(wide[0] if wide else aligned[0])
-    return out[::-1]
+    out = list(next(axes for axes in shapes if len(axes) == rank))
+    for axes in shapes:
+        for k, axis in enumerate(axes, len(out) - len(axes)):
+            if axis is out[k] or axis.size == 1:
+                continue
+            if out[k].size == 1:
+                out[k] = axis
+            else:
+                unify(out[k], axis)
+    return out
 
 
 @rule(
