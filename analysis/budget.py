@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 
+import networkx as nx
 import numpy as np
 
 from .axes import Axis
@@ -36,8 +38,21 @@ def _pieces(pool: list[Group]) -> list[list[Axis]]:
     return [*pieces, single] if single else pieces
 
 
+def _linked(pools: list[list[Group]], analysis: Analysis) -> list[list[list[Group]]]:
+    """Pools that must give the same share: those that need equal counts, or share a weight."""
+    number = {group.axis: k for k, pool in enumerate(pools) for group in pool}
+    linked = nx.Graph()
+    linked.add_nodes_from(range(len(pools)))
+    for axes in [*(axes for axes, _ in analysis.same_counts()), *analysis.twins()]:
+        linked.add_edges_from(pairwise(number[axis] for axis in axes if axis in number))
+    return [[pools[k] for k in sorted(part)] for part in nx.connected_components(linked)]
+
+
 class Chooser:
     """Chooses units by score, under the constraints the analysis found.
+
+    Attributes:
+        sets: groups that shrink at one ratio, as lists of pools of groups ranked against each other.
 
     Args:
         ignored: groups that stay whole.
@@ -62,14 +77,17 @@ class Chooser:
         for axes, _ in analysis.same_counts():  # a block cannot shrink when a sibling does not
             if any(axis in blocked for axis in axes):
                 blocked.update(axes)
-        self._pools = [[group for group in pool if group.axis not in blocked] for pool in analysis.pools()]
+        free = ([group for group in pool if group.axis not in blocked] for pool in analysis.pools())
+        self.sets = _linked([pool for pool in free if pool], analysis)
 
     def at_ratio(self, ratio: float) -> Selection:
         """Remove ``ratio`` of the units of every group, the least important first."""
+        return self.at([ratio] * len(self.sets))
+
+    def at(self, ratios: Sequence[float]) -> Selection:
+        """Remove these ratios of the units of the groups of each of `sets`."""
         keep: dict[Axis, Index] = {}
-        for pool in self._pools:
-            if not pool:
-                continue
+        for pool, ratio in ((pool, r) for pools, r in zip(self.sets, ratios, strict=True) for pool in pools):
             pieces = _pieces(pool)
             sizes = [sum(axis.size for axis in piece) for piece in pieces]
             kept = self._kept(pool, sum(sizes), ratio)

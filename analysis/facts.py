@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from .axes import Axis
 from .graph import Node
@@ -25,6 +25,26 @@ class Contraction:
     node: Node
     places: tuple[Place, ...]
     in_place: bool = False
+
+
+# How a linear function reads its data: a window that slides (Conv), or that spreads (ConvTranspose); rows times
+# a matrix (MatMul), a matrix times columns, Gemm; a factor or a term for each channel of the node's own result.
+Form: TypeAlias = Literal["window", "spread", "rows", "columns", "gemm", "scale", "shift"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Linear:
+    """The node is linear in input ``data``, with learned coefficients: y = features(x) W + b.
+
+    ``weight`` and ``bias`` are numbers of inputs; a ``bias`` the node could take but has not is one past its
+    inputs, and None is for an operator without one.
+    """
+
+    node: Node
+    form: Form
+    data: int
+    weight: int
+    bias: int | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

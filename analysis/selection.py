@@ -91,3 +91,29 @@ def hold(keep: dict[Axis, Index], axis: Axis, position: int) -> None:
         for part in reversed(axis.parts):
             hold(keep, part, position % part.size)
             position //= part.size
+
+
+def units_along(axis: Axis) -> dict[Axis, Index]:
+    """For each free atom in ``axis``, which of its units every position needs; -1 where none."""
+    axis = find(axis)
+    if axis.kind == "atom":
+        return {axis: np.arange(axis.size)}
+    found: dict[Axis, Index] = {}
+    if axis.kind == "sum":
+        offset = 0
+        for part in axis.parts:
+            for atom, units in units_along(part).items():
+                whole = found.setdefault(atom, np.full(axis.size, -1))
+                whole[offset : offset + part.size] = units
+            offset += part.size
+    elif axis.kind == "prod":
+        positions, inner = np.arange(axis.size), axis.size
+        for part in axis.parts:
+            inner //= part.size
+            for atom, units in units_along(part).items():
+                found[atom] = units[positions // inner % part.size]
+    elif axis.kind == "view":
+        assert axis.index is not None
+        for atom, units in units_along(axis.parts[0]).items():
+            found[atom] = units[axis.index]
+    return found

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .axes import ONE, Axis, AxisMismatch, atom, fix, pin
 from .dynamic import RUN_TIME, once, symbol_of
 from .errors import ModelError
-from .facts import Alone, Baked, Contraction, Normalisation, SameCount, SizesRead, Work
+from .facts import Alone, Baked, Contraction, Linear, Normalisation, SameCount, SizesRead, Work
 from .graph import Array, Constant, Node, constant_of, folded, read_node, subgraphs, walk_graphs
 from .shapes import constant_value, evaluate, infer_outputs
 
@@ -71,6 +71,7 @@ class Walk:
         self.misfits = 0  # nodes their operator's rule could not type
         self.contractions: list[Contraction] = []
         self.normalisations: list[Normalisation] = []
+        self.linears: list[Linear] = []
         self.same_counts: list[SameCount] = []
         self.work: list[Work] = []
         self.alone: list[Alone] = []
@@ -163,6 +164,12 @@ class Walk:
         """Whether input ``i`` has one value, whatever the sizes known only at run time."""
         constant = self.constants.get(node.inputs[i]) if node.has(i) else None
         return constant is not None and constant.static is None
+
+    def linear(self, fact: Linear) -> None:
+        """Note a linear function, when its coefficients are learned numbers that can be written anew."""
+        constant = self.constants.get(fact.node.inputs[fact.weight])
+        if constant is not None and constant.is_float and constant.static is None:
+            self.linears.append(fact)
 
     def output_sizes(self, node: Node) -> list[tuple[int, ...] | None]:
         """Shapes of the outputs by ONNX's own inference; None where it cannot tell."""

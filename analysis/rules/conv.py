@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..axes import Axis, atom, cuts, factor, find, fix, pin, prod, ragged, unify
-from ..facts import Alone, Contraction, CountBaked, SameCount, Work
+from ..facts import Alone, Contraction, CountBaked, Linear, SameCount, Work
 from ..graph import Node
 from ..shapes import window
 from ..walk import Walk
@@ -24,7 +24,9 @@ def sizes_of(axes: Axes) -> list[int]:
 
 @rule("Conv")
 def conv(walk: Walk, node: Node) -> Outputs:
-    return [convolution(walk, node, 0, 1, 2)]
+    out = convolution(walk, node, 0, 1, 2)
+    walk.linear(Linear(node, "window", 0, 1, 2))
+    return [out]
 
 
 def convolution(walk: Walk, node: Node, data: int, weight: int, bias: int | None) -> Axes:
@@ -121,6 +123,7 @@ def conv_transpose(walk: Walk, node: Node) -> Outputs:
     sizes = walk.output_sizes(node)[0]
     if sizes is None:
         raise Unsupported("its output shape is not known")
+    walk.linear(Linear(node, "spread", 0, 1, 2))
     walk.alone += [Alone(x), Alone(w)]
     walk.work.append(Work(node, 1, (*x, w[1], *w[2:])))
     return [[x[0], out, *(fix(size, SPATIAL) for size in sizes[2:])]]

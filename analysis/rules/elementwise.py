@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..axes import pin, unify
+from ..facts import Linear
 from ..graph import Node
 from ..walk import Walk
 from .registry import Axes, Outputs, rule
@@ -53,4 +54,7 @@ def positional(walk: Walk, node: Node) -> Outputs:
     *"Equal Greater GreaterOrEqual Less LessOrEqual BitwiseAnd BitwiseOr BitwiseXor".split(),
 )
 def broadcasting(walk: Walk, node: Node) -> Outputs:
+    if node.op == "Add":
+        walk.linear(Linear(node, "shift", 0, 1))
+        walk.linear(Linear(node, "shift", 1, 0))
     return [broadcast([walk.axes(node, i) for i in range(len(node.inputs)) if node.has(i)])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 from ..axes import Axis, unify
-from ..facts import Alone, Contraction, Work
+from ..facts import Alone, Contraction, Linear, Work
 from ..graph import Node
 from ..walk import Walk
 from .elementwise import broadcast
@@ -19,7 +19,10 @@ def _contract(walk: Walk, node: Node, x: tuple[int, int], y: tuple[int, int]) ->
 
 @rule("MatMul")
 def matmul(walk: Walk, node: Node) -> Outputs:
-    return [product(walk, node, 0, 1)]
+    out = product(walk, node, 0, 1)
+    walk.linear(Linear(node, "rows", 0, 1))
+    walk.linear(Linear(node, "columns", 1, 0))
+    return [out]
 
 
 def product(walk: Walk, node: Node, i: int, j: int) -> Axes:
@@ -36,7 +39,9 @@ def product(walk: Walk, node: Node, i: int, j: int) -> Axes:
 
 @rule("Gemm")
 def gemm(walk: Walk, node: Node) -> Outputs:
-    return [general_product(walk, node, 0, 1, 2)]
+    out = general_product(walk, node, 0, 1, 2)
+    walk.linear(Linear(node, "gemm", 0, 1, 2))
+    return [out]
 
 
 def general_product(walk: Walk, node: Node, a: int, b: int, c: int) -> Axes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..axes import ONE, cuts, fix, pin, unify
-from ..facts import Alone, Contraction, Normalisation, SameCount
+from ..facts import Alone, Contraction, Linear, Normalisation, SameCount
 from ..graph import Node
 from ..walk import Walk
 from .elementwise import broadcast
@@ -22,6 +22,7 @@ def batch_normalization(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     for i in range(1, 5):
         unify(walk.axes(node, i)[0], x[1])
+    walk.linear(Linear(node, "scale", 0, 1, 2))
     return [x, *([[x[1]]] * (len(node.outputs) - 1))]
 
 
@@ -31,6 +32,7 @@ def instance_normalization(walk: Walk, node: Node) -> Outputs:
     for i in (1, 2):
         unify(walk.axes(node, i)[0], x[1])
     normalise(walk, node, range(2, len(x)))
+    walk.linear(Linear(node, "scale", 0, 1, 2))
     walk.alone.append(Alone(x))
     return [x]
 
@@ -51,6 +53,8 @@ def group_normalization(walk: Walk, node: Node) -> Outputs:
     for axis in x[2:]:
         pin(axis, "a spatial axis")
     walk.normalisations.append(Normalisation(node, tuple(places), ((0, 1),)))
+    if len(places) > 1:
+        walk.linear(Linear(node, "scale", 0, 1, 2))
     return [x]
 
 
@@ -68,6 +72,8 @@ def layer_normalization(walk: Walk, node: Node) -> Outputs:
                     places[k].append((i, k - len(x) + len(parameter)))
     for k, where in places.items():
         walk.normalisations.append(Normalisation(node, tuple(where), ((0, k),)))
+    if node.has(1) and first == len(x) - 1:
+        walk.linear(Linear(node, "scale", 0, 1, 2 if node.op == "LayerNormalization" else None))
     walk.alone.append(Alone(x))
     statistics = [*x[:first], *([ONE] * (len(x) - first))]
     return [x, *([statistics] * (len(node.outputs) - 1))]

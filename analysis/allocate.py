@@ -1,0 +1,113 @@
+"""How much each group gives, so that the whole meets a budget with the least error.
+
+Minimises the sum of the groups' error curves plus a price times the cost, one group at a time with the others
+fixed, until nothing moves; the price is found by bisection (Everett, "Generalized Lagrange multiplier method",
+1963). Costs are products of sizes of axes, as multiply-accumulates and parameters are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .axes import Axis, find
+
+Vector = NDArray[np.float64]
+
+LEVELS = 96
+_MOST = 0.97  # a group that loses more is better dropped as a block
+_SWEEPS = 6
+_PRICES = 40
+_FINEST = 1e-9
+
+
+@dataclass(frozen=True)
+class Term:
+    """``scale`` times the product of the sizes of ``axes``, a part of the cost."""
+
+    scale: float
+    axes: tuple[Axis, ...]
+
+
+class Allocator:
+    """Chooses a ratio for each of several sets of groups.
+
+    Args:
+        owner: the number of the set each free atom belongs to; others stay whole.
+        errors: for each set its error at the ratios of `levels`, rising.
+        terms: the cost.
+    """
+
+    def __init__(self, owner: dict[Axis, int], errors: Sequence[Vector], terms: Sequence[Term]) -> None:
+        self._owner = owner
+        self._errors = errors
+        self._terms: list[list[Term]] = [[] for _ in errors]
+        for term in terms:
+            for number in {n for axis in term.axes for n in self._owners(axis)}:
+                self._terms[number].append(term)
+        self._whole = sum(term.scale * np.prod([float(axis.size) for axis in term.axes]) for term in terms) or 1.0
+
+    @staticmethod
+    def levels() -> Vector:
+        """The ratios among which is chosen."""
+        return np.linspace(0, _MOST, LEVELS)
+
+    def _owners(self, axis: Axis) -> set[int]:
+        axis = find(axis)
+        if axis in self._owner:
+            return {self._owner[axis]}
+        return {n for part in axis.parts for n in self._owners(part)}
+
+    def at_price(self, price: float) -> Vector:
+        """The ratios that minimise errors plus ``price`` times the share of the cost that is left."""
+        levels = self.levels()
+        ratios = np.zeros(len(self._errors))
+        for _ in range(_SWEEPS):
+            before = ratios.copy()
+            for number, terms in enumerate(self._terms):
+                cost = sum((self._cost(term, ratios, number, levels) for term in terms), np.zeros(LEVELS))
+                total = self._errors[number] + price * cost / self._whole
+                ratios[number] = levels[int(np.argmin(total))]
+            if np.array_equal(before, ratios):
+                break
+        return ratios
+
+    def _cost(self, term: Term, ratios: Vector, number: int, levels: Vector) -> Vector:
+        out = np.full(len(levels), term.scale)
+        for axis in term.axes:
+            out = out * self._size(axis, ratios, number, levels)
+        return out
+
+    def _size(self, axis: Axis, ratios: Vector, number: int, levels: Vector) -> Any:
+        """Positions that stay, at each level of the set ``number``."""
+        axis = find(axis)
+        if axis.kind in ("atom", "fix"):
+            owner = self._owner.get(axis)
+            if owner is None:
+                return axis.size
+            return axis.size * (1 - (levels if owner == number else ratios[owner]))
+        parts = [self._size(part, ratios, number, levels) for part in axis.parts]
+        if axis.kind == "sum":
+            return sum(parts)
+        if axis.kind == "prod":
+            return np.prod(np.broadcast_arrays(*parts), axis=0)
+        if axis.kind == "view":
+            return axis.size * parts[0] / axis.parts[0].size
+        return sum(parts) / len(parts)  # ragged: the mean of its blocks
+
+    def within(self, fits: Callable[[Vector], bool]) -> Vector:
+        """The ratios of the lowest price that ``fits`` accepts, or those of the highest there is."""
+        low, high = np.log(_FINEST), np.log(1e6)
+        best = self.at_price(float(np.exp(high)))
+        for _ in range(_PRICES):
+            middle = (low + high) / 2
+            ratios = self.at_price(float(np.exp(middle)))
+            if fits(ratios):
+                best, high = ratios, middle
+            else:
+                low = middle
+        return best

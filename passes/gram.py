@@ -1,0 +1,112 @@
+"""Gram matrices of a layer's inputs, and the coefficients that fit its outputs best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+# Dampings tried, in units of the mean of the Gram matrix's diagonal: the one that fits held-out samples best
+# wins, so that few samples move the coefficients little.
+DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_HELD_OUT = 4  # every so manieth batch
+
+
+@dataclass
+class Gram:
+    """Sums over samples of products of features U and wanted outputs Y.
+
+    Attributes:
+        features: U'U, shape (groups, K, K), float64.
+        cross: U'Y, shape (groups, K, O).
+        energy: the sum of Y squared.
+        rows: how many samples.
+    """
+
+    features: Matrix
+    cross: Matrix
+    energy: float = 0.0
+    rows: int = 0
+
+    @staticmethod
+    def empty(groups: int, inputs: int, outputs: int) -> Gram:
+        return Gram(np.zeros((groups, inputs, inputs)), np.zeros((groups, inputs, outputs)))
+
+    def add(self, features: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+        """Shapes (groups, rows, K) and (groups, rows, O)."""
+        transposed = features.transpose(0, 2, 1)
+        # Single precision within a batch, double between them.
+        self.features += transposed @ features
+        self.cross += transposed @ wanted
+        self.energy += float(np.square(wanted, dtype=np.float64).sum())
+        self.rows += features.shape[1]
+
+    def __add__(self, other: Gram) -> Gram:
+        return Gram(
+            self.features + other.features,
+            self.cross + other.cross,
+            self.energy + other.energy,
+            self.rows + other.rows,
+        )
+
+    def error(self, weight: Matrix) -> float:
+        """The sum of (U W - Y) squared for ``weight`` of shape (groups, K, O)."""
+        quadratic = np.einsum("gko,gko->", weight, self.features @ weight - 2 * self.cross)
+        return max(0.0, float(quadratic) + self.energy)
+
+
+@dataclass
+class Fit:
+    """Fits W of y = U W by ridge regression towards the W there is, its damping chosen by held-out samples."""
+
+    groups: int
+    inputs: int
+    outputs: int
+    _parts: list[Gram] = field(init=False)
+    _batches: int = 0
+
+    def __post_init__(self) -> None:
+        self._parts = [Gram.empty(self.groups, self.inputs, self.outputs) for _ in range(2)]
+
+    def add(self, features: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+        """One batch; see `Gram.add`."""
+        held_out = self._batches % _HELD_OUT == _HELD_OUT - 1
+        self._parts[held_out].add(features, wanted)
+        self._batches += 1
+
+    @property
+    def all(self) -> Gram:
+        return self._parts[0] + self._parts[1]
+
+    def solve(self, start: Matrix) -> Matrix:
+        """The best coefficients found, shape (groups, K, O); ``start`` where nothing is better.
+
+        Where there is no second batch to hold out, the damping is a cautious one.
+        """
+        train, test = self._parts
+        if not train.rows:
+            return start
+        best, damping = np.inf, DAMPINGS[len(DAMPINGS) // 2]
+        if test.rows:
+            best, damping = test.error(start), 0.0
+            for candidate in DAMPINGS:
+                error = test.error(ridge(train, start, candidate))
+                if error < best:
+                    best, damping = error, candidate
+            if not damping:
+                return start
+        return ridge(self.all, start, damping)
+
+
+def ridge(gram: Gram, start: Matrix, damping: float) -> Matrix:
+    """argmin |U W - Y|^2 + damping * mean(diag U'U) * |W - start|^2; Hoerl and Kennard 1970, around ``start``."""
+    size = gram.features.shape[1]
+    diagonal = np.einsum("gkk->gk", gram.features)
+    shift = damping * diagonal.mean(axis=1)
+    shift[shift == 0] = 1.0  # no input at all: any weight does
+    damped = gram.features + shift[:, None, None] * np.eye(size)
+    step: Matrix = np.linalg.solve(damped, gram.cross - gram.features @ start)
+    return start + step

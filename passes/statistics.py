@@ -1,0 +1,232 @@
+"""What the consumers of every group read, measured on calibration inputs: the ground of choosing by OBS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis.axes import Axis, find
+from ..analysis.facts import Linear
+from ..analysis.graph import Array
+from ..analysis.groups import Analysis
+from ..analysis.obs import Consumer
+from ..analysis.selection import units_along
+from .execute import Arrays
+from .gram import Matrix
+from .layers import Layer, can_be_read
+from .stream import Stream
+
+# Rows of features drawn for a Gram matrix of K features: this many at least, and so many times K.
+LEAST_ROWS = 8192
+ROWS_A_FEATURE = 4
+_ELEMENTS = 1 << 26  # of activations of a batch that are held at once
+
+
+def drawn_rows(count: int, wanted: int, seed: Sequence[int]) -> NDArray[np.int64]:
+    """``wanted`` of ``count`` rows, ascending; all where there are no more."""
+    if count <= wanted:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
+
+
+@dataclass
+class _Moments:
+    """Sums of features and their products, shape (groups, K) and (groups, K, K)."""
+
+    sums: Matrix
+    products: Matrix
+    rows: int = 0
+
+    @staticmethod
+    def empty(groups: int, inputs: int) -> _Moments:
+        return _Moments(np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs), np.float32))
+
+    def add(self, features: NDArray[np.float32]) -> None:
+        self.sums += features.sum(axis=1, dtype=np.float64)
+        self.products += features.transpose(0, 2, 1) @ features
+        self.rows += features.shape[1]
+
+    def gram(self, g: int, centred: bool) -> Matrix:
+        """Of group ``g``; around the mean, which a bias takes up, when ``centred``."""
+        gram = self.products[g].astype(np.float64) / max(1, self.rows)
+        mean = self.sums[g] / max(1, self.rows)
+        return gram - np.outer(mean, mean) if centred else gram
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One contraction to measure: the tensors it reads, and how to make features of them."""
+
+    position: int
+    tensors: tuple[str, ...]
+    moments: tuple[_Moments, ...]
+    add: Callable[[Arrays, int], None]
+    consumers: Callable[[Axis], Iterator[Consumer]]
+    atoms: frozenset[Axis]
+
+
+class Statistics:
+    """Consumers of groups of an analysed model, with their Gram matrices. Made by `collect`."""
+
+    def __init__(self, probes: list[_Probe]) -> None:
+        self._probes = probes
+
+    def consumers(self, axis: Axis) -> list[Consumer]:
+        """What reads the units of a group's axis."""
+        return [c for probe in self._probes if axis in probe.atoms for c in probe.consumers(axis)]
+
+
+def collect(
+    analysis: Analysis, batches: Iterator[Arrays], folder: Path, seed: int = 0, samples: int = 256
+) -> Statistics:
+    """Run the model once and measure every contraction over the units of a group.
+
+    Args:
+        folder: for activations on disk; emptied by the caller.
+        samples: how many samples there will be, by which rows are shared out.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    proto = analysis.model.proto
+    stream = Stream(proto, batches, folder)
+    probes = sorted(_probes(analysis, stream, seed), key=lambda probe: probe.position)
+    sizes = {name: int(np.prod([a.size for a in axes or ()])) for name, axes in analysis.walk.axes_of.items()}
+    k = 0
+    while k < len(probes):
+        elements, last = 0, k
+        while last < len(probes) and (last == k or elements <= _ELEMENTS):
+            elements += sum(sizes.get(name, 0) for name in probes[last].tensors) * samples // max(1, stream.batches)
+            last += 1
+        some = probes[k:last]
+        wanted = sorted({name for probe in some for name in probe.tensors})
+        for batch, arrays in enumerate(stream.advance(some[-1].position, wanted)):
+            for probe in some:
+                probe.add(arrays, batch)
+        k = last
+    return Statistics(probes)
+
+
+def _probes(analysis: Analysis, stream: Stream, seed: int) -> Iterator[_Probe]:
+    walk = analysis.walk
+    positions = {node.output[0]: k for k, node in enumerate(stream.nodes)}
+    atoms = {group.axis for group in analysis.groups}
+    linears = {fact.node.index: fact for fact in walk.linears if can_be_read(fact)}
+    seen: set[int] = set()
+    for contraction in walk.contractions:
+        node = contraction.node
+        places = dict(contraction.places)
+        if node.outputs[0] not in positions or node.index in seen or contraction.in_place:
+            continue
+        fact = linears.get(node.index)
+        if fact is not None and {fact.data, fact.weight} <= places.keys():
+            probe = _of_weight(analysis, fact, places, atoms, positions[node.outputs[0]], stream.batches, seed)
+        elif len(places) == 2 and all(walk.axes_of.get(node.inputs[i]) for i in places):
+            probe = _of_computed(analysis, node.inputs, places, atoms, positions[node.outputs[0]], stream, seed)
+        else:
+            continue
+        if probe is not None:
+            seen.add(node.index)
+            yield probe
+
+
+def _of_weight(
+    analysis: Analysis,
+    fact: Linear,
+    places: dict[int, int],
+    atoms: set[Axis],
+    position: int,
+    batches: int,
+    seed: int,
+) -> _Probe | None:
+    walk, node = analysis.walk, fact.node
+    constant = walk.constants[node.inputs[fact.weight]]
+    if len(constant.shape) < 2 or (fact.form in ("rows", "columns") and len(constant.shape) > 2):
+        return None
+    layer = Layer(fact, node, constant.shape)
+    axis = find(walk.axes(node, fact.weight)[places[fact.weight]])
+    blocks = axis.parts if axis.kind == "ragged" else [axis] * layer.groups
+    if fact.form == "spread" and layer.groups > 1:
+        return None
+    along = [units_along(block) for block in blocks]
+    reached = frozenset(atom for units in along for atom in units if atom in atoms)
+    if not reached:
+        return None
+    moments = _Moments.empty(layer.groups, layer.inputs)
+    wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * layer.inputs) // batches)
+    data = node.inputs[fact.data]
+    sizes = [a.size for a in walk.axes_of[node.outputs[0]] or ()]
+
+    def add(arrays: Arrays, batch: int) -> None:
+        x = arrays[data]
+        # The output is not needed, only its sizes.
+        y = np.broadcast_to(np.float32(0), _output_shape(fact, x.shape, sizes))
+        rows = drawn_rows(layer.count(y), wanted, (seed, position, batch))
+        moments.add(layer.features_at(x, rows, y))
+
+    def consumers(atom: Axis) -> Iterator[Consumer]:
+        matrix = layer.matrix(constant.value)
+        for g, units in enumerate(along):
+            if atom in units:
+                gram = moments.gram(g, centred=fact.bias is not None or fact.form in ("rows", "columns"))
+                each = matrix.shape[1] // len(units[atom])  # kernel positions of a channel
+                energy = float(np.einsum("ko,kl,lo->", matrix[g], gram, matrix[g], optimize=True))
+                yield Consumer(gram, matrix[g], np.repeat(units[atom], each), energy)
+
+    return _Probe(position, (data,), (moments,), add, consumers, reached)
+
+
+def _output_shape(fact: Linear, x: Sequence[int], y: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an output, whose leading axes are those of the data at hand."""
+    if fact.form in ("window", "spread"):
+        return (x[0], *y[1:])
+    if fact.form == "columns":
+        return (*x[:-2], y[-2], x[-1])
+    return (*(x[:-1] if not fact.node.attrs.get("transA") else x[1:]), y[-1])
+
+
+def _of_computed(
+    analysis: Analysis,
+    inputs: Sequence[str],
+    places: dict[int, int],
+    atoms: set[Axis],
+    position: int,
+    stream: Stream,
+    seed: int,
+) -> _Probe | None:
+    """Both operands are computed. Queries and keys are each the weight of the other; a transposed constant is
+    one as well, and is seldom without a bias after it."""
+    (i, k), (j, m) = places.items()
+    if inputs[i] not in stream.dependent:
+        (i, k), (j, m) = (j, m), (i, k)
+    is_weight = inputs[j] not in stream.dependent
+    types = analysis.walk.axes_of[inputs[i]]
+    assert types is not None
+    along = units_along(types[k])
+    reached = frozenset(atom for atom in along if atom in atoms)
+    if not reached:
+        return None
+    size = find(types[k]).size
+    moments = _Moments.empty(1, size), _Moments.empty(1, size)
+    wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * size) // stream.batches)
+
+    def add(arrays: Arrays, batch: int) -> None:
+        for operand, axis, sums in ((i, k, moments[0]), (j, m, moments[1])):
+            flat = _rows(arrays[inputs[operand]], axis)
+            sums.add(flat[None, drawn_rows(len(flat), wanted, (seed, position, batch))])
+
+    def consumers(atom: Axis) -> Iterator[Consumer]:
+        data, other = moments[0].gram(0, centred=is_weight), moments[1].gram(0, centred=False)
+        values, vectors = np.linalg.eigh(other)
+        weight = vectors * np.sqrt(np.maximum(values, 0))
+        yield Consumer(data, weight, along[atom], float(np.einsum("kl,kl->", data, other)))
+
+    return _Probe(position, (inputs[i], inputs[j]), moments, add, consumers, reached)
+
+
+def _rows(value: Array, axis: int) -> NDArray[np.float32]:
+    return np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]).astype(np.float32, copy=False)
