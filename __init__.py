@@ -35,16 +35,18 @@ from .analysis.errors import (
 from .analysis.explain import Explanation, explain
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
-from .analysis.plan import Entry, Plan, make_plan
+from .analysis.plan import Entry, Goal, Plan, make_plan
+from .analysis.scores import CRITERIA, rank
 from .analysis.selection import Selection
-from .passes.base import run_passes
 from .passes.blocks import DropBlocks
-from .passes.cleanup import Cleanup
-from .passes.fold import FoldConstants
+from .passes.calibrate import Calibration, as_calibration, open_calibration
+from .passes.calibrate import Spec as CalibrationSource
+from .passes.choose import FALLBACK, OBS, rank_by_obs
+from .passes.pipeline import RECOVERIES, difference, recovery_of, refitted, shrunk
+from .passes.recover import Refit
 from .passes.save import save
-from .passes.shrink import Shrink
 from .passes.soundness import check_rule
-from .passes.verify import Verdict, verify
+from .passes.verify import Verdict, certify
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -55,6 +57,8 @@ __all__ = [
     "Analysis",
     "BackendError",
     "Block",
+    "Calibration",
+    "CalibrationSource",
     "CheckError",
     "Cost",
     "Entry",
@@ -71,6 +75,7 @@ __all__ = [
     "PluginError",
     "PluginWarning",
     "PruneResult",
+    "Refit",
     "UsageError",
     "Verdict",
     "analyze",
@@ -82,6 +87,7 @@ __all__ = [
     "load",
     "load_plan",
     "measure",
+    "open_calibration",
     "plan",
     "predict",
     "prune",
@@ -104,6 +110,8 @@ class PruneResult:
         analysis: of the original model: its groups and pins.
         before, after: costs.
         seconds: time of each step.
+        refits: what fitting did to each layer.
+        calibration: where the inputs came from that channels were chosen and layers were fitted on.
     """
 
     model: Model
@@ -113,6 +121,12 @@ class PruneResult:
     before: Cost
     after: Cost
     seconds: dict[str, float] = field(default_factory=dict)
+    refits: tuple[Refit, ...] = ()
+    calibration: str | None = None
+
+
+def _silent(step: str) -> None:
+    """Tell nobody of progress."""
 
 
 def plan(
@@ -123,13 +137,20 @@ def plan(
     params: float | None = None,
     multiple: int = 1,
     ignore: Sequence[str] = (),
-    criterion: str = "l2",
-    recover: str = "none",
+    criterion: str = "obs",
+    recover: str = "least-squares",
+    calibration: Calibration | CalibrationSource = None,
     drop: Sequence[str] = (),
+    progress: Callable[[str], None] = _silent,
 ) -> Plan:
-    """Choose the channels to remove; see `analysis.plan.make_plan` for the arguments.
+    """Choose the channels to remove; see `analysis.plan.make_plan` for the arguments not told here.
 
     Args:
+        criterion: how channels are ranked: "obs" by what their removal costs on calibration inputs once the
+            rest is fitted again (`analysis.obs`), or a name in `analysis.scores.CRITERIA` by their weights.
+        recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
+            them.
+        calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
         drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
 
     Example:
@@ -140,6 +161,11 @@ def plan(
         UsageError: an argument is out of range or names something unknown.
         PlanError: nothing can be removed, or the budget cannot be met.
     """
+    if criterion != OBS and criterion not in CRITERIA:
+        names = ", ".join([OBS, *sorted(CRITERIA)])
+        raise UsageError(f"there is no criterion '{criterion}'; choose one of {names}")
+    if recover not in RECOVERIES:
+        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
     analysis = model if isinstance(model, Analysis) else analyze(model)
     whole = analysis
     if drop:
@@ -149,33 +175,68 @@ def plan(
         # A budget is a share of the model that was given.
         macs = macs and min(1.0, macs * whole.macs(Selection({})) / analysis.macs(Selection({})))
         params = params and min(1.0, params * whole.params(Selection({})) / analysis.params(Selection({})))
-    chosen = make_plan(
-        analysis,
-        ratio=ratio,
-        macs=macs,
-        params=params,
-        multiple=multiple,
-        ignore=ignore,
-        criterion=criterion,
-        recover=recover,
-    )
-    return replace(chosen, blocks=tuple(drop))
+    goal = Goal(ratio, macs, params, multiple, tuple(ignore))
+    goal.check(analysis)
+    how: dict[str, object] = {"criterion": criterion, "recover": recover}
+    if criterion == OBS or recover != "none":
+        inputs = as_calibration(calibration, whole.model)
+        how["calibration"] = {"source": inputs.source, "digest": inputs.digest}
+    if criterion == OBS and ratio != 0:
+        ranking = rank_by_obs(analysis, inputs, progress=progress)
+    else:  # blocks alone go where the ratio is 0, and nothing is ranked
+        ranking = rank(analysis, FALLBACK if criterion == OBS else criterion)
+    return replace(make_plan(analysis, goal, ranking, how), blocks=tuple(drop))
 
 
-def apply(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
-    """The model without the channels that ``plan`` removes, cleaned up.
+def apply(
+    model: Model,
+    plan: Plan,
+    analysis: Analysis | None = None,
+    calibration: Calibration | CalibrationSource = None,
+    progress: Callable[[str], None] = _silent,
+) -> Model:
+    """The model without the channels that ``plan`` removes, its layers fitted again where the plan says so.
 
     Args:
         analysis: of ``model``, where there is one already.
+        calibration: the inputs the plan was made with.
 
     Example:
         ``apply(model, plan(model, ratio=0.5))``
 
     Raises:
         PlanError: the plan was made for another model.
+        UsageError: the calibration inputs are not those of the plan.
     """
-    shrink = Shrink(plan, None if plan.blocks else analysis)
-    return run_passes(model, [DropBlocks(plan.blocks), shrink, FoldConstants(), Cleanup()])
+    smaller = shrunk(model, plan, analysis)
+    if recovery_of(plan) == "none":
+        return smaller
+    return refitted(model, smaller, plan, as_calibration(calibration, model), analysis, progress)[0]
+
+
+def verify(
+    model: Model, pruned: Model, plan: Plan, seed: int = 0, analysis: Analysis | None = None
+) -> Verdict:
+    """The certificate: what ``plan`` makes of ``model`` equals the masked original on random inputs.
+
+    Where weights were fitted again, it is run on the model before that, and ``pruned`` must be the same but
+    for the values of its weights.
+
+    Args:
+        analysis: of ``model``, where there is one already.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        ModelError: one of the two does not run.
+    """
+    if recovery_of(plan) == "none":
+        return certify(model, pruned, plan, seed, analysis)
+    smaller = shrunk(model, plan, analysis)
+    verdict = certify(model, smaller, plan, seed, analysis)
+    other = difference(smaller.proto, pruned.proto)
+    if verdict.ok and other:
+        return replace(verdict, ok=False, message=f"apart from its weights the model is another one: {other}")
+    return replace(verdict, message=f"{verdict.message}, before its weights were fitted again")
 
 
 def without_blocks(model: Model, blocks: Sequence[str]) -> Model:
@@ -201,21 +262,22 @@ def prune(
     params: float | None = None,
     multiple: int = 1,
     ignore: Sequence[str] = (),
-    criterion: str = "l2",
-    recover: str = "none",
+    criterion: str = "obs",
+    recover: str = "least-squares",
+    calibration: Calibration | CalibrationSource = None,
     drop: Sequence[str] = (),
     check: bool = True,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Callable[[str], None] = _silent,
 ) -> PruneResult:
     """Plan, apply and verify.
 
     Args:
         check: run the certificate.
         progress: called with the name of each step as it begins.
-        ratio, macs, params, multiple, ignore, criterion, recover, drop: as in `plan`.
+        ratio, macs, params, multiple, ignore, criterion, recover, calibration, drop: as in `plan`.
 
     Example:
-        ``prune(load("model.onnx"), macs=0.5, multiple=8).after.macs``
+        ``prune(load("model.onnx"), macs=0.5, calibration="images.npz").after.macs``
 
     Raises:
         UsageError, PlanError: as `plan`.
@@ -230,6 +292,9 @@ def prune(
         return result
 
     analysis = timed("analyze", lambda: analyze(model))
+    inputs = None
+    if criterion == OBS or recover != "none":
+        inputs = timed("calibrate", lambda: as_calibration(calibration, model))
     chosen = timed(
         "plan",
         lambda: plan(
@@ -241,12 +306,21 @@ def prune(
             ignore=ignore,
             criterion=criterion,
             recover=recover,
+            calibration=inputs,
             drop=drop,
+            progress=progress,
         ),
     )
-    pruned = timed("apply", lambda: apply(model, chosen, analysis))
-    verdict = timed("verify", lambda: verify(model, pruned, chosen, analysis=analysis)) if check else None
-    return PruneResult(pruned, chosen, verdict, analysis, measure(model, analysis), measure(pruned), seconds)
+    smaller = timed("apply", lambda: shrunk(model, chosen, analysis))
+    verdict = timed("verify", lambda: certify(model, smaller, chosen, analysis=analysis)) if check else None
+    refits: tuple[Refit, ...] = ()
+    if recover != "none" and inputs is not None:
+        smaller, refits = timed(
+            "recover", lambda: refitted(model, smaller, chosen, inputs, analysis, progress)
+        )
+    before, after = measure(model, analysis), measure(smaller)
+    source = inputs.source if inputs else None
+    return PruneResult(smaller, chosen, verdict, analysis, before, after, seconds, refits, source)
 
 
 def compile(model: Model, target: str = "cpu", threads: int = 1) -> CpuArtifact:

@@ -18,12 +18,14 @@ import rich.box
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
+from . import options
 from .analysis.errors import OnnxPruneError, PluginWarning, UsageError
 from .analysis.explain import explain as explain_axes
 from .analysis.explain import find_place
-from .analysis.report.summary import Row, analysis_json, cost_json, cost_rows, pin_reasons
+from .analysis.report.summary import Row, analysis_json, cost_json, cost_rows, pin_reasons, recovery_json
 from .passes.save import check_writable, save_text
 
 
@@ -43,46 +45,6 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 _ROWS = 25  # of a table on the screen; --json has them all
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to read.")]
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")]
-Json = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - for stdout.")
-]
-Ratio = Annotated[
-    float | None,
-    typer.Option(
-        "--ratio", metavar="R", help="Remove this fraction of the channels of every group: 0 to below 1."
-    ),
-]
-Macs = Annotated[
-    str | None, typer.Option("--macs", metavar="PCT", help="Leave at most this share of the MACs: 50%.")
-]
-Params = Annotated[
-    str | None,
-    typer.Option("--params", metavar="PCT", help="Leave at most this share of the parameters: 50%."),
-]
-Multiple = Annotated[
-    int, typer.Option("--multiple", metavar="N", help="Round kept channels up to a multiple of N.")
-]
-Ignore = Annotated[
-    list[str] | None,
-    typer.Option("--ignore", metavar="NAME", help="Leave this node, tensor or group whole. Repeatable."),
-]
-Criterion = Annotated[
-    str, typer.Option("--criterion", metavar="NAME", help="How channels are ranked: l2 or l1.")
-]
-Recover = Annotated[
-    str, typer.Option("--recover", metavar="NAME", help="none: the kept weights stay untouched.")
-]
-Drop = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--drop", metavar="BLOCK", help="Remove this residual block whole (analyze lists them). Repeatable."
-    ),
-]
-Target = Annotated[str, typer.Option("--target", metavar="NAME", help="What to compile for: cpu.")]
-Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run with.")]
 
 
 def _percent(text: str | None, option: str) -> float | None:
@@ -118,11 +80,11 @@ def _check_outputs(*paths: str | Path | None) -> None:
 
 
 @contextmanager
-def _step(seconds: dict[str, float], name: str) -> Iterator[None]:
+def _step(seconds: dict[str, float], name: str) -> Iterator[Status]:
     """Show what is going on, and note how long it took."""
     start = time.perf_counter()
-    with console.status(name):
-        yield
+    with console.status(name) as status:
+        yield status
     seconds[name] = round(time.perf_counter() - start, 4)
 
 
@@ -176,7 +138,7 @@ def _print_blocks(analysis: api.Analysis) -> None:
     )
 )
 def analyze(
-    model: ModelPath,
+    model: options.ModelPath,
     explain: Annotated[
         str | None,
         typer.Option(
@@ -188,7 +150,7 @@ def analyze(
     graph: Annotated[
         Path | None, typer.Option("--graph", metavar="FILE", help="Draw the groups: .svg or .html.")
     ] = None,
-    json_: Json = None,
+    json_: options.Json = None,
 ) -> None:
     """Show which channels depend on which, and what is pinned."""
     if graph is not None and graph.suffix.lower() not in (".svg", ".html"):
@@ -238,21 +200,23 @@ def _print_analysis(analysis: api.Analysis, cost: api.Cost) -> None:
 @app.command(
     epilog=_examples(
         "plan model.onnx -o plan.json --ratio 0.5",
-        "plan model.onnx -o plan.json --macs 50% --multiple 8 --ignore conv1",
+        "plan model.onnx -o plan.json --macs 50% --multiple 8 --ignore conv1 --calibration images.npz",
     )
 )
 def plan(
-    model: ModelPath,
-    output: Output,
-    ratio: Ratio = None,
-    macs: Macs = None,
-    params: Params = None,
-    multiple: Multiple = 1,
-    ignore: Ignore = None,
-    criterion: Criterion = "l2",
-    recover: Recover = "none",
-    drop: Drop = None,
-    json_: Json = None,
+    model: options.ModelPath,
+    output: options.Output,
+    ratio: options.Ratio = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    multiple: options.Multiple = 1,
+    ignore: options.Ignore = None,
+    criterion: options.Criterion = "obs",
+    recover: options.Recover = "least-squares",
+    calibration: options.Calibration = None,
+    samples: options.Samples = 256,
+    drop: options.Drop = None,
+    json_: options.Json = None,
 ) -> None:
     """Choose the channels to remove, as a file to review and replay."""
     budget = _budget(ratio, macs, params, drop)
@@ -262,7 +226,7 @@ def plan(
         loaded = api.load(model)
     with _step(seconds, "analyze"):
         analysis = api.analyze(loaded)
-    with _step(seconds, "plan"):
+    with _step(seconds, "plan") as status:
         chosen = api.plan(
             analysis,
             **budget,
@@ -270,7 +234,9 @@ def plan(
             ignore=ignore or (),
             criterion=criterion,
             recover=recover,
+            calibration=_calibration(loaded, calibration, samples, criterion, recover),
             drop=drop or (),
+            progress=status.update,
         )
         before = api.measure(loaded, analysis)
         after = api.predict(api.analyze(api.without_blocks(loaded, chosen.blocks)), chosen)
@@ -286,20 +252,31 @@ def plan(
     )
 
 
-@app.command(epilog=_examples("apply model.onnx plan.json -o smaller.onnx"))
+@app.command(
+    epilog=_examples(
+        "apply model.onnx plan.json -o smaller.onnx",
+        "apply model.onnx plan.json -o smaller.onnx --calibration images.npz",
+    )
+)
 def apply(
-    model: ModelPath,
+    model: options.ModelPath,
     plan: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan made for this model.")],
-    output: Output,
-    json_: Json = None,
+    output: options.Output,
+    calibration: options.Calibration = None,
+    samples: options.Samples = 256,
+    json_: options.Json = None,
 ) -> None:
     """Remove the channels a plan names."""
     _check_outputs(output, json_)
     seconds: dict[str, float] = {}
     with _step(seconds, "load"):
         loaded, chosen = api.load(model), api.load_plan(plan)
-    with _step(seconds, "apply"):
-        smaller = api.apply(loaded, chosen)
+    with _step(seconds, "apply") as status:
+        how = chosen.options
+        inputs = _calibration(
+            loaded, calibration, samples, str(how.get("criterion")), str(how.get("recover", "none"))
+        )
+        smaller = api.apply(loaded, chosen, calibration=inputs, progress=status.update)
     before, after = api.measure(loaded), api.measure(smaller)
     with _step(seconds, "save"):
         api.save(smaller, output)
@@ -311,38 +288,43 @@ def apply(
 @app.command(
     epilog=_examples(
         "prune model.onnx -o smaller.onnx --ratio 0.5",
-        "prune model.onnx -o smaller.onnx --macs 50% --multiple 8 --json -",
+        "prune model.onnx -o smaller.onnx --macs 50% --calibration images.npz --json -",
+        "prune model.onnx -o smaller.onnx --ratio 0.5 --criterion l2 --recover none",
     )
 )
 def prune(
-    model: ModelPath,
-    output: Output,
-    ratio: Ratio = None,
-    macs: Macs = None,
-    params: Params = None,
-    multiple: Multiple = 1,
-    ignore: Ignore = None,
-    criterion: Criterion = "l2",
-    recover: Recover = "none",
-    drop: Drop = None,
+    model: options.ModelPath,
+    output: options.Output,
+    ratio: options.Ratio = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    multiple: options.Multiple = 1,
+    ignore: options.Ignore = None,
+    criterion: options.Criterion = "obs",
+    recover: options.Recover = "least-squares",
+    calibration: options.Calibration = None,
+    samples: options.Samples = 256,
+    drop: options.Drop = None,
     save_plan: Annotated[
         Path | None,
         typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
     ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the certificate.")] = False,
-    json_: Json = None,
+    json_: options.Json = None,
 ) -> None:
     """Plan, apply and verify in one go. Nothing is written when the certificate does not hold."""
     budget = _budget(ratio, macs, params, drop)
     _check_outputs(output, save_plan, json_)
     with console.status("load") as status:
+        loaded = api.load(model)
         result = api.prune(
-            api.load(model),
+            loaded,
             **budget,
             multiple=multiple,
             ignore=ignore or (),
             criterion=criterion,
             recover=recover,
+            calibration=_calibration(loaded, calibration, samples, criterion, recover),
             drop=drop or (),
             check=not no_verify,
             progress=status.update,
@@ -359,13 +341,34 @@ def prune(
         | analysis_json(result.analysis)
         | {
             "verify": _verdict_json(verdict) if verdict else None,
+            "recover": recovery_json(result.refits),
+            "calibration": result.calibration,
             "plan_digest": result.plan.digest,
             "seconds": result.seconds,
         },
     )
     if verdict:
         _report(verdict)
+    if result.calibration is not None:
+        _say(f"calibrated on {result.calibration}")
+    if result.refits:
+        fitted = recovery_json(result.refits)
+        _say(
+            f"fitted {fitted['layers']} layers again: mean error of their outputs"
+            f" {fitted['error_before']:.1%} before, {fitted['error_after']:.1%} after"
+        )
     _say(f"wrote {output}")
+
+
+def _calibration(
+    model: api.Model, data: str | None, samples: int, criterion: str, recover: str
+) -> api.Calibration | None:
+    """The inputs to measure on, where anything is measured."""
+    if criterion != "obs" and recover == "none":
+        if data is not None:
+            raise UsageError("--calibration has no use with a criterion on weights and --recover none")
+        return None
+    return api.open_calibration(data, model, samples=samples)
 
 
 def _verdict_json(verdict: api.Verdict) -> dict[str, Any]:
@@ -387,10 +390,10 @@ def _report(verdict: api.Verdict) -> None:
 
 @app.command(epilog=_examples("verify model.onnx smaller.onnx --plan plan.json"))
 def verify(
-    model: ModelPath,
+    model: options.ModelPath,
     pruned: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The pruned model.")],
     plan: Annotated[Path, typer.Option("--plan", metavar="PLAN.json", help="The plan it was pruned by.")],
-    json_: Json = None,
+    json_: options.Json = None,
 ) -> None:
     """Check that a pruned model equals the masked original."""
     _check_outputs(json_)
@@ -406,7 +409,11 @@ def verify(
 
 @app.command("compile", epilog=_examples("compile smaller.onnx -o smaller.so --target cpu"))
 def compile_(
-    model: ModelPath, output: Output, target: Target = "cpu", threads: Threads = 1, json_: Json = None
+    model: options.ModelPath,
+    output: options.Output,
+    target: options.Target = "cpu",
+    threads: options.Threads = 1,
+    json_: options.Json = None,
 ) -> None:
     """Compile a model with Apache TVM into one shared library with its weights inside."""
     # A description of the library's inputs and outputs goes beside it.
@@ -433,13 +440,13 @@ def compile_(
 )
 def bench(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="Models to time.")],
-    target: Target = "cpu",
+    target: options.Target = "cpu",
     against: Annotated[
         str,
         typer.Option("--against", metavar="NAME", help="The runtime ratios compare with: onnxruntime."),
     ] = "onnxruntime",
-    threads: Threads = 1,
-    json_: Json = None,
+    threads: options.Threads = 1,
+    json_: options.Json = None,
 ) -> None:
     """Time models in TVM and in another runtime, interleaved; sizes known only at run time are 1."""
     _check_outputs(json_)

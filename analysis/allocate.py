@@ -1,8 +1,8 @@
 """How much each group gives, so that the whole meets a budget with the least error.
 
-Minimises the sum of the groups' error curves plus a price times the cost, one group at a time with the others
-fixed, until nothing moves; the price is found by bisection (Everett, "Generalized Lagrange multiplier method",
-1963). Costs are products of sizes of axes, as multiply-accumulates and parameters are.
+Minimises the sum of the groups' error curves plus a price times the cost, one group at a time with the
+others fixed, until nothing moves; the price is found by bisection (Everett, "Generalized Lagrange multiplier
+method", 1963). Costs are products of sizes of axes, as multiply-accumulates and parameters are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .axes import Axis, find
+from .budget import Chooser
+from .scores import Ranking
+from .selection import Selection
 
 Vector = NDArray[np.float64]
 
@@ -23,6 +26,8 @@ _MOST = 0.97  # a group that loses more is better dropped as a block
 _SWEEPS = 6
 _PRICES = 40
 _FINEST = 1e-9
+_CLOSE = 1 / 1024  # of a ratio
+_FULL = 0.995  # of a budget: as near as one gets
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Allocator:
         for term in terms:
             for number in {n for axis in term.axes for n in self._owners(axis)}:
                 self._terms[number].append(term)
-        self._whole = sum(term.scale * np.prod([float(axis.size) for axis in term.axes]) for term in terms) or 1.0
+        self._whole = (
+            sum(term.scale * np.prod([float(axis.size) for axis in term.axes]) for term in terms) or 1.0
+        )
 
     @staticmethod
     def levels() -> Vector:
@@ -111,3 +118,74 @@ class Allocator:
             else:
                 low = middle
         return best
+
+
+def allot(
+    chooser: Chooser,
+    ranking: Ranking,
+    terms: Sequence[Term],
+    cost: Callable[[Selection], int],
+    fraction: float,
+) -> Selection:
+    """The choice with the least error that leaves at most ``fraction`` of a cost.
+
+    Args:
+        terms: the cost as products of sizes, by which ratios are found.
+        cost: the cost itself, which is never exceeded.
+    """
+    goal = fraction * cost(Selection({}))
+    levels = Allocator.levels()
+    owner = {g.axis: k for k, pools in enumerate(chooser.sets) for pool in pools for g in pool}
+    errors = [
+        np.sum([_at(ranking.errors[g.axis], levels) for pool in pools for g in pool], axis=0)
+        for pools in chooser.sets
+    ]
+
+    def left(ratios: Vector) -> int:
+        return cost(chooser.at([float(r) for r in ratios]))
+
+    allocator = Allocator(owner, errors, terms)
+    ratios = allocator.within(lambda ratios: left(ratios) <= goal)
+    if left(ratios) > goal:  # the levels end before all but one unit goes
+        ratios = _least_common(left, len(errors), goal)
+    return chooser.at([float(r) for r in _filled(ratios, errors, levels, left, goal)])
+
+
+def _at(errors: Vector, levels: Vector) -> Vector:
+    """An error curve over counts, at ratios."""
+    size = len(errors) - 1
+    return np.interp(levels * size, np.arange(size + 1), errors)
+
+
+def _least_common(left: Callable[[Vector], int], count: int, goal: float) -> Vector:
+    low, high = 0.0, 1.0
+    while high - low > _CLOSE:
+        middle = (low + high) / 2
+        if left(np.full(count, middle)) <= goal:
+            high = middle
+        else:
+            low = middle
+    return np.full(count, high)
+
+
+def _filled(
+    ratios: Vector, errors: Sequence[Vector], levels: Vector, left: Callable[[Vector], int], goal: float
+) -> Vector:
+    """Give units back, the ones that reduce the error most first, for as long as the budget holds."""
+    ratios, step = ratios.copy(), levels[1]
+    open_ = {k for k, ratio in enumerate(ratios) if ratio > 0}
+    while open_ and left(ratios) < _FULL * goal:
+        gain = {k: _gain(errors[k], levels, ratios[k], step) for k in sorted(open_)}
+        best = max(gain, key=gain.__getitem__)
+        more = ratios.copy()
+        more[best] = max(0.0, more[best] - step)
+        if left(more) <= goal:
+            ratios = more
+        if left(more) > goal or not more[best]:
+            open_.discard(best)
+    return ratios
+
+
+def _gain(errors: Vector, levels: Vector, ratio: float, step: float) -> float:
+    now, then = np.interp([ratio, max(0.0, ratio - step)], levels, errors)
+    return float(now - then)

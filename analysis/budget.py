@@ -1,8 +1,8 @@
-"""From scores to a choice of units that meets a ratio or a budget."""
+"""From scores and ratios to a choice of units that the constraints allow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import networkx as nx
@@ -10,13 +10,9 @@ import numpy as np
 
 from .axes import Axis
 from .components import Index
-from .errors import PlanError
 from .groups import Analysis, Group
 from .scores import Scores
 from .selection import Selection, hold
-
-# Ratios are searched to this step: finer than one unit of any axis of up to a thousand.
-_STEPS = 1024
 
 
 def shares(sizes: Sequence[int], count: int) -> list[int]:
@@ -138,25 +134,3 @@ class Chooser:
                     others = np.setdiff1d(np.arange(axis.size), keep[axis])
                     best = others[np.argsort(-self._scores[axis][others], kind="stable")]
                     keep[axis] = np.sort(np.concatenate([keep[axis], best[: most - len(keep[axis])]]))
-
-    def within(self, cost: Callable[[Selection], int], fraction: float, what: str) -> Selection:
-        """The smallest common ratio that leaves at most ``fraction`` of ``cost``.
-
-        Raises:
-            PlanError: even removing all but one unit of every group leaves more.
-        """
-        goal = fraction * cost(Selection({}))
-        low, high = 0, _STEPS
-        least = cost(self.at_ratio(1.0))
-        if least > goal:
-            raise PlanError(
-                f"{fraction:.1%} of the {what} cannot be reached: pruning as far as possible leaves"
-                f" {least / cost(Selection({})):.1%}"
-            )
-        while low < high:
-            middle = (low + high) // 2
-            if cost(self.at_ratio(middle / _STEPS)) <= goal:
-                high = middle
-            else:
-                low = middle + 1
-        return self.at_ratio(low / _STEPS)

@@ -27,8 +27,8 @@ class Contraction:
     in_place: bool = False
 
 
-# How a linear function reads its data: a window that slides (Conv), or that spreads (ConvTranspose); rows times
-# a matrix (MatMul), a matrix times columns, Gemm; a factor or a term for each channel of the node's own result.
+# How a linear function reads its data: a window that slides (Conv), or that spreads (ConvTranspose); rows
+# times a matrix (MatMul), a matrix times columns, Gemm; a factor or a term for each channel of its result.
 Form: TypeAlias = Literal["window", "spread", "rows", "columns", "gemm", "scale", "shift"]
 
 

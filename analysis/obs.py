@@ -89,8 +89,7 @@ def _narrow(weight: Matrix) -> Matrix:
     """A matrix with the same WW' and no more columns than rows."""
     if weight.shape[1] <= weight.shape[0]:
         return weight
-    upper: Matrix = np.linalg.qr(weight.T, mode="r")
-    return upper.T
+    return np.asarray(np.linalg.qr(weight.T).R.T)
 
 
 @dataclass(frozen=True)

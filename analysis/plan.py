@@ -5,25 +5,25 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from .allocate import Term, allot
 from .axes import Axis
 from .budget import Chooser
 from .components import Index
 from .errors import PlanError, UsageError
 from .groups import Analysis, Group
 from .memory import keeps_all
-from .scores import score
+from .scores import Ranking
 from .selection import Selection
 
 FORMAT = "onnx-prune plan"
 VERSION = 1
-RECOVERIES = ("none",)
 
 
 @dataclass(frozen=True)
@@ -92,49 +92,78 @@ class Plan:
         return Plan(entries, options, blocks)
 
 
-@keeps_all
-def make_plan(
-    analysis: Analysis,
-    *,
-    ratio: float | None = None,
-    macs: float | None = None,
-    params: float | None = None,
-    multiple: int = 1,
-    ignore: Sequence[str] = (),
-    criterion: str = "l2",
-    recover: str = "none",
-) -> Plan:
-    """Choose channels to remove.
+@dataclass(frozen=True)
+class Goal:
+    """What a plan is to reach.
 
-    Args:
+    Attributes:
         ratio: fraction of the units of every group to remove, in [0, 1).
         macs, params: instead of ``ratio``, the fraction of multiply-accumulates or of parameters that may
             remain, in (0, 1].
         multiple: round the kept channels of an axis up to a multiple of this.
         ignore: names of nodes, weights, activations or groups whose channels stay.
-        criterion: how channels are ranked; a name in `scores.CRITERIA`.
-        recover: how accuracy is recovered; "none" leaves the kept weights untouched.
+    """
+
+    ratio: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    multiple: int = 1
+    ignore: tuple[str, ...] = ()
+
+    def check(self, analysis: Analysis) -> None:
+        """Before any long work.
+
+        Raises:
+            UsageError: an argument is out of range, or a name is unknown.
+            PlanError: nothing can be removed, or not enough.
+        """
+        _check(self.ratio, self.macs, self.params, self.multiple)
+        if not analysis.groups:
+            pins = "; ".join(dict.fromkeys(pin.reason for pin in analysis.pins))
+            raise PlanError(f"no group of channels can be removed: {pins or 'the model has no weights'}")
+        nothing = {group.axis: np.zeros(group.size) for group in analysis.groups}
+        furthest = Chooser(analysis, nothing, _ignored(analysis, self.ignore), self.multiple).at_ratio(1.0)
+        for cost, fraction, what in (
+            (analysis.macs, self.macs, "multiply-accumulates"),
+            (analysis.params, self.params, "parameters"),
+        ):
+            least, whole = cost(furthest), cost(Selection({}))
+            if fraction is not None and least > fraction * whole:
+                raise PlanError(
+                    f"{fraction:.1%} of the {what} cannot be reached: pruning as far as possible leaves"
+                    f" {least / whole:.1%}"
+                )
+
+
+@keeps_all
+def make_plan(
+    analysis: Analysis, goal: Goal, ranking: Ranking, how: Mapping[str, object] | None = None
+) -> Plan:
+    """Choose channels to remove.
+
+    Args:
+        ranking: what is lost with each unit.
+        how: options to write into the plan beside those of the goal: where the ranking is from.
 
     Raises:
-        UsageError: an argument is out of range, or a name is unknown.
-        PlanError: nothing can be removed, or the budget cannot be met.
+        UsageError, PlanError: as `Goal.check`.
     """
-    _check(ratio, macs, params, multiple, recover)
-    if not analysis.groups:
-        pins = "; ".join(dict.fromkeys(pin.reason for pin in analysis.pins))
-        raise PlanError(f"no group of channels can be removed: {pins or 'the model has no weights'}")
-    ignored = _ignored(analysis, ignore)
-    chooser = Chooser(analysis, score(analysis, criterion), ignored, multiple)
+    goal.check(analysis)
+    ratio, macs, params, multiple = goal.ratio, goal.macs, goal.params, goal.multiple
+    ignored = _ignored(analysis, goal.ignore)
+    chooser = Chooser(analysis, ranking.scores, ignored, multiple)
     if ratio is not None:
         selection = chooser.at_ratio(ratio)
     elif macs is not None:
-        selection = chooser.within(analysis.macs, macs, "multiply-accumulates")
+        terms = [Term(work.scale, work.axes) for work in analysis.walk.work]
+        selection = allot(chooser, ranking, terms, analysis.macs, macs)
     else:
         assert params is not None
-        selection = chooser.within(analysis.params, params, "parameters")
-    goal = {"ratio": ratio, "macs": macs, "params": params}
-    options: dict[str, Any] = {key: value for key, value in goal.items() if value is not None}
-    options |= {"criterion": criterion, "multiple": multiple, "recover": recover, "ignore": sorted(ignore)}
+        terms = [Term(1, tuple(axes)) for _, _, axes in analysis.parameter_uses]
+        selection = allot(chooser, ranking, terms, analysis.params, params)
+    asked = {"ratio": ratio, "macs": macs, "params": params}
+    options: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    options |= {"multiple": multiple, "ignore": sorted(goal.ignore)} | dict(how or {})
     entries = [
         Entry(group.id, group.size, tuple(kept.tolist()))
         for group in analysis.groups
@@ -143,9 +172,7 @@ def make_plan(
     return Plan(tuple(entries), options)
 
 
-def _check(
-    ratio: float | None, macs: float | None, params: float | None, multiple: int, recover: str
-) -> None:
+def _check(ratio: float | None, macs: float | None, params: float | None, multiple: int) -> None:
     given = [
         name for name, value in (("ratio", ratio), ("macs", macs), ("params", params)) if value is not None
     ]
@@ -158,8 +185,6 @@ def _check(
             raise UsageError(f"{name} {value:.0%} is out of range: it is what may remain, above 0 % to 100 %")
     if multiple < 1:
         raise UsageError(f"multiple {multiple} is out of range: it must be at least 1")
-    if recover not in RECOVERIES:
-        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
 
 
 def _ignored(analysis: Analysis, names: Sequence[str]) -> list[Group]:

@@ -1,8 +1,9 @@
-"""Importance of channels: a registry of criteria."""
+"""Importance of channels by the values of their weights: a registry of criteria."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,34 @@ CRITERIA: dict[str, Criterion] = {
     "l2": np.square,
     "l1": np.abs,
 }
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How much is lost with the units of each group.
+
+    Attributes:
+        scores: of each unit, shape (units,); larger is more important, and comparable within a pool.
+        errors: of each group without its least important k units, shape (units + 1,), rising from 0;
+            comparable between groups.
+    """
+
+    scores: dict[Axis, Scores]
+    errors: dict[Axis, Scores]
+
+
+def rank(analysis: Analysis, criterion: str) -> Ranking:
+    """Rank by the values of weights alone; the error is the fraction of a group's importance that goes.
+
+    Raises:
+        UsageError: there is no criterion of that name.
+    """
+    scores = score(analysis, criterion)
+    errors = {}
+    for axis, values in scores.items():
+        lost = np.concatenate([[0.0], np.cumsum(np.sort(values))])
+        errors[axis] = lost / lost[-1] if lost[-1] > 0 else np.linspace(0, 1, len(lost))
+    return Ranking(scores, errors)
 
 
 def score(analysis: Analysis, criterion: str) -> dict[Axis, Scores]:

@@ -60,7 +60,7 @@ class Gram:
 
 @dataclass
 class Fit:
-    """Fits W of y = U W by ridge regression towards the W there is, its damping chosen by held-out samples."""
+    """Fits W of y = U W by ridge regression towards the W there is, damped as held-out samples ask."""
 
     groups: int
     inputs: int
@@ -102,7 +102,7 @@ class Fit:
 
 
 def ridge(gram: Gram, start: Matrix, damping: float) -> Matrix:
-    """argmin |U W - Y|^2 + damping * mean(diag U'U) * |W - start|^2; Hoerl and Kennard 1970, around ``start``."""
+    """argmin |U W - Y|^2 + damping * mean(diag U'U) * |W - start|^2 (Hoerl and Kennard, 1970)."""
     size = gram.features.shape[1]
     diagonal = np.einsum("gkk->gk", gram.features)
     shift = damping * diagonal.mean(axis=1)

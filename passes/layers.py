@@ -69,11 +69,11 @@ class Layer:
         w = weight.astype(np.float64)
         form, g = self.fact.form, self.groups
         if form == "window":
-            return w.reshape(g, self.outputs, -1).transpose(0, 2, 1)
+            return np.asarray(w.reshape(g, self.outputs, -1).transpose(0, 2, 1))
         if form == "spread":
-            w = w[(..., *[slice(None, None, -1)] * (w.ndim - 2))]
+            w = w[_flipped(w.ndim)]
             w = w.reshape(g, -1, *w.shape[1:]).swapaxes(1, 2)
-            return w.reshape(g, self.outputs, -1).transpose(0, 2, 1)
+            return np.asarray(w.reshape(g, self.outputs, -1).transpose(0, 2, 1))
         if form == "columns" or (form == "gemm" and self.node.attrs.get("transB")):
             w = w.T
         if form == "gemm":
@@ -84,11 +84,11 @@ class Layer:
         """`matrix` undone."""
         form, g = self.fact.form, self.groups
         if form == "window":
-            return matrix.transpose(0, 2, 1).reshape(self.shape)
+            return np.asarray(matrix.transpose(0, 2, 1).reshape(self.shape))
         if form == "spread":
             w = matrix.transpose(0, 2, 1).reshape(g, self.outputs, -1, *self.shape[2:])
             w = w.swapaxes(1, 2).reshape(self.shape)
-            return w[(..., *[slice(None, None, -1)] * (w.ndim - 2))]
+            return np.asarray(w[_flipped(w.ndim)])
         w = matrix.reshape(-1, self.outputs)
         if form == "gemm":
             w = w / self.node.attrs.get("alpha", 1.0)
@@ -156,22 +156,29 @@ class Layer:
         if self.fact.form == "spread":
             stuffed = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], steps, strict=True)]
             wide = np.zeros((*x.shape[:2], *stuffed), x.dtype)
-            wide[(..., *(slice(None, None, step) for step in steps))] = x
+            everies: tuple[Any, ...] = (..., *(slice(None, None, step) for step in steps))
+            wide[everies] = x
             x = wide
             reach = [(k - 1) * d for k, d in zip(kernel, gaps, strict=True)]
             before = [r - b for r, b in zip(reach, _pads_of_spread(attrs, rank), strict=True)]
             after = [n + r - b - s for n, r, b, s in zip(sizes, reach, before, stuffed, strict=True)]
             steps = [1] * rank
-        x = np.pad(x, [(0, 0), (0, 0), *((max(0, b), max(0, a)) for b, a in zip(before, after, strict=True))])
-        cut = [
-            slice(max(0, -b), x.shape[k + 2] - max(0, -a))
-            for k, (b, a) in enumerate(zip(before, after, strict=True))
-        ]
-        x = x[(..., *cut)]
+        around = list(zip(before, after, strict=True))
+        x = np.pad(x, [(0, 0), (0, 0), *((max(0, b), max(0, a)) for b, a in around)])
+        inside: tuple[Any, ...] = (
+            ...,
+            *(slice(max(0, -b), x.shape[k] - max(0, -a)) for k, (b, a) in enumerate(around, start=2)),
+        )
+        x = x[inside]
         spans = [(k - 1) * d + 1 for k, d in zip(kernel, gaps, strict=True)]
         view = sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
         taken = [slice(None, (n - 1) * step + 1, step) for n, step in zip(sizes, steps, strict=True)]
         return view[(slice(None), slice(None), *taken, *(slice(None, None, d) for d in gaps))]
+
+
+def _flipped(rank: int) -> tuple[Any, ...]:
+    """An index that turns the spatial axes of a kernel round."""
+    return (..., *[slice(None, None, -1)] * (rank - 2))
 
 
 def _pads(

@@ -1,15 +1,16 @@
 """Give a pruned model its accuracy back without training: fit every linear layer again, one after the other.
 
 Each layer's weight and bias are fitted by least squares to what the dense model computes at that place, given
-what the pruned model really reads there, whose earlier layers are fitted already. This is the reconstruction of
-He et al., "Channel pruning for accelerating very deep neural networks", ICCV 2017, on the inputs of the pruned
-model, with a ridge towards the weights there are (`passes.gram`).
+what the pruned model really reads there, whose earlier layers are fitted already (after He et al., "Channel
+pruning for accelerating very deep neural networks", ICCV 2017), with a ridge towards the weights there are
+(`passes.gram`). A layer whose result is added to something known by then, as a branch is to its skip path, is
+fitted to the sum, and makes up for what went wrong before.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,9 @@ class _Place:
     weight: str
     bias: str | None  # its name, new where the node has none yet; None where there can be none
     shifts: frozenset[str]  # outputs of nodes that add a term to be fitted
+    sum: tuple[str, str, int] | None = (
+        None  # a sum it goes into, the other operand, the sum's place when dense
+    )
 
 
 def recover(
@@ -93,7 +97,9 @@ def recover(
     return Model(_with(pruned.proto, new, inputs), pruned.path), tuple(done)
 
 
-def _with(proto: onnx.ModelProto, new: dict[str, Array], inputs: dict[int, tuple[int, str]]) -> onnx.ModelProto:
+def _with(
+    proto: onnx.ModelProto, new: dict[str, Array], inputs: dict[int, tuple[int, str]]
+) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     left = dict(new)
@@ -138,8 +144,32 @@ def _places(analysis: Analysis, pruned: Model, dense: Stream, small: Stream) -> 
             continue
         bias = _bias(fact, node, small, reads, outputs)
         layer = Layer(fact, node, shape)
-        found.append(_Place(fact, node, layer, positions[key], before[key], weight, bias, shifts))
+        total = _sum_with_known(key, small, positions, before, shifts)
+        found.append(_Place(fact, node, layer, positions[key], before[key], weight, bias, shifts, total))
     return sorted(found, key=lambda place: place.position)
+
+
+def _sum_with_known(
+    key: str, small: Stream, positions: dict[str, int], before: dict[str, int], shifts: frozenset[str]
+) -> tuple[str, str, int] | None:
+    """A sum of the layer's result with something that is known by then, as of a branch with its skip path.
+
+    Fitting the sum and not the branch makes up for what went wrong before.
+    """
+    operand = key
+    for _ in range(2):
+        readers = [node for node in small.nodes[positions[key] + 1 :] if operand in read_by(node)]
+        if len(readers) != 1 or readers[0].op_type != "Add":
+            return None
+        total = readers[0].output[0]
+        if total not in shifts:
+            break
+        operand = total
+    others = [name for name in readers[0].input if name != operand]
+    if len(others) != 1 or total not in before or total in shifts:
+        return None
+    known = positions.get(others[0], len(small.nodes)) < positions[key]
+    return (total, others[0], before[total]) if known else None
 
 
 def _bias(fact: Linear, node: Node, small: Stream, reads: Counter[str], outputs: set[str]) -> str | None:
@@ -218,16 +248,25 @@ class _Refitter:
         """Of every batch: what the layer reads and gives in the pruned model, and what it should give."""
         place = self.place
         data, key = place.node.inputs[place.fact.data], place.node.key
-        wanted = self.dense.advance(place.dense + 1, [place.fact.node.key])
-        read = self.small.advance(place.position, [data])
+        wanted = self.dense.advance(place.dense + 1, [key])
+        if place.sum is not None:
+            total, other, position = place.sum
+            sums = self.dense.peek(position + 1, [total])
+            read = self.small.advance(place.position, [data, other])
+        else:
+            sums = None
+            read = self.small.advance(place.position, [data])
         own = self.small.peek(place.position + 1, [key]) if place.fact.form == "scale" else None
         for dense, small in zip(wanted, read, strict=True):
-            y = self._restricted(dense[place.fact.node.key])
+            if place.sum is not None and sums is not None:
+                y = self._restricted(place.sum[0], next(sums)[place.sum[0]]) - small[place.sum[1]]
+            else:
+                y = self._restricted(key, dense[key])
             yield small[data], next(own)[key] if own is not None else y, y
 
-    def _restricted(self, y: Array) -> Array:
-        """What the pruned model keeps of an output of the dense one."""
-        for k, axis in enumerate(self.analysis.walk.axes_of[self.place.fact.node.key] or ()):
+    def _restricted(self, name: str, y: Array) -> Array:
+        """What the pruned model keeps of a tensor of the dense one."""
+        for k, axis in enumerate(self.analysis.walk.axes_of[name] or ()):
             kept = self.selection.positions(axis)
             if kept is not None:
                 y = y.take(kept, axis=k)
@@ -236,7 +275,11 @@ class _Refitter:
     def _added_after(self) -> bool:
         """Whether a bias is added next, which is fitted in its turn."""
         key = self.place.node.key
-        readers = [k for k in range(self.place.position + 1, len(self.small.nodes)) if key in self.small.nodes[k].input]
+        readers = [
+            k
+            for k in range(self.place.position + 1, len(self.small.nodes))
+            if key in self.small.nodes[k].input
+        ]
         return len(readers) == 1 and self.small.nodes[readers[0]].output[0] in self.place.shifts
 
     def _shift(self, term: Array) -> tuple[Refit, dict[str, Array]] | None:
@@ -254,11 +297,6 @@ class _Refitter:
         if before < _SAME:
             return None
         after = before - rows * float(np.square(mean).sum()) / (energy or 1.0)
-        return Refit(self.place.node.name, before, after), {self.place.weight: (term + mean).astype(term.dtype)}
-
-
-def total_error(refits: Sequence[Refit]) -> tuple[float, float]:
-    """The mean of the layers' relative errors before and after."""
-    if not refits:
-        return 0.0, 0.0
-    return float(np.mean([r.before for r in refits])), float(np.mean([r.after for r in refits]))
+        return Refit(self.place.node.name, before, after), {
+            self.place.weight: (term + mean).astype(term.dtype)
+        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class _Moments:
         """Of group ``g``; around the mean, which a bias takes up, when ``centred``."""
         gram = self.products[g].astype(np.float64) / max(1, self.rows)
         mean = self.sums[g] / max(1, self.rows)
-        return gram - np.outer(mean, mean) if centred else gram
+        return np.asarray(gram - np.outer(mean, mean) if centred else gram)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class _Probe:
     """One contraction to measure: the tensors it reads, and how to make features of them."""
 
     position: int
+    output: str
     tensors: tuple[str, ...]
     moments: tuple[_Moments, ...]
     add: Callable[[Arrays, int], None]
@@ -74,10 +75,25 @@ class Statistics:
 
     def __init__(self, probes: list[_Probe]) -> None:
         self._probes = probes
+        self._influence: dict[str, float] = {}
+
+    @property
+    def outputs(self) -> list[str]:
+        """What the measured nodes compute."""
+        return [probe.output for probe in self._probes]
+
+    def weigh(self, influence: dict[str, float]) -> None:
+        """Take errors of these outputs times a factor each; see `passes.influence`."""
+        self._influence = influence
 
     def consumers(self, axis: Axis) -> list[Consumer]:
         """What reads the units of a group's axis."""
-        return [c for probe in self._probes if axis in probe.atoms for c in probe.consumers(axis)]
+        return [
+            replace(consumer, energy=consumer.energy / self._influence.get(probe.output, 1.0))
+            for probe in self._probes
+            if axis in probe.atoms
+            for consumer in probe.consumers(axis)
+        ]
 
 
 def collect(
@@ -100,7 +116,9 @@ def collect(
     while k < len(probes):
         elements, last = 0, k
         while last < len(probes) and (last == k or elements <= _ELEMENTS):
-            elements += sum(sizes.get(name, 0) for name in probes[last].tensors) * samples // max(1, stream.batches)
+            elements += (
+                sum(sizes.get(name, 0) for name in probes[last].tensors) * samples // max(1, stream.batches)
+            )
             last += 1
         some = probes[k:last]
         wanted = sorted({name for probe in some for name in probe.tensors})
@@ -124,9 +142,13 @@ def _probes(analysis: Analysis, stream: Stream, seed: int) -> Iterator[_Probe]:
             continue
         fact = linears.get(node.index)
         if fact is not None and {fact.data, fact.weight} <= places.keys():
-            probe = _of_weight(analysis, fact, places, atoms, positions[node.outputs[0]], stream.batches, seed)
+            probe = _of_weight(
+                analysis, fact, places, atoms, positions[node.outputs[0]], stream.batches, seed
+            )
         elif len(places) == 2 and all(walk.axes_of.get(node.inputs[i]) for i in places):
-            probe = _of_computed(analysis, node.inputs, places, atoms, positions[node.outputs[0]], stream, seed)
+            probe = _of_computed(
+                analysis, node.inputs, places, atoms, positions[node.outputs[0]], stream, seed
+            )
         else:
             continue
         if probe is not None:
@@ -177,7 +199,7 @@ def _of_weight(
                 energy = float(np.einsum("ko,kl,lo->", matrix[g], gram, matrix[g], optimize=True))
                 yield Consumer(gram, matrix[g], np.repeat(units[atom], each), energy)
 
-    return _Probe(position, (data,), (moments,), add, consumers, reached)
+    return _Probe(position, node.outputs[0], (data,), (moments,), add, consumers, reached)
 
 
 def _output_shape(fact: Linear, x: Sequence[int], y: Sequence[int]) -> tuple[int, ...]:
@@ -225,7 +247,9 @@ def _of_computed(
         weight = vectors * np.sqrt(np.maximum(values, 0))
         yield Consumer(data, weight, along[atom], float(np.einsum("kl,kl->", data, other)))
 
-    return _Probe(position, (inputs[i], inputs[j]), moments, add, consumers, reached)
+    return _Probe(
+        position, stream.nodes[position].output[0], (inputs[i], inputs[j]), moments, add, consumers, reached
+    )
 
 
 def _rows(value: Array, axis: int) -> NDArray[np.float32]:

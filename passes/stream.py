@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -70,11 +70,23 @@ class Stream:
             self._forget(name)
         self._stored |= live
 
-    def peek(self, stop: int, wanted: Sequence[str]) -> Iterator[Arrays]:
-        """`advance`, but the stream stays where it is."""
-        yield from self._run(stop, wanted, ())
+    def peek(
+        self, stop: int, wanted: Sequence[str], instead: Callable[[int], Arrays] = lambda batch: {}
+    ) -> Iterator[Arrays]:
+        """`advance`, but the stream stays where it is.
 
-    def _run(self, stop: int, wanted: Sequence[str], live: Collection[str]) -> Iterator[Arrays]:
+        Args:
+            instead: of a batch, tensors made before that are to be taken as something else.
+        """
+        yield from self._run(stop, wanted, (), instead)
+
+    def _run(
+        self,
+        stop: int,
+        wanted: Sequence[str],
+        live: Collection[str],
+        instead: Callable[[int], Arrays] = lambda batch: {},
+    ) -> Iterator[Arrays]:
         nodes = self.nodes[self.position : stop]
         made = {name for node in nodes for name in node.output if name}
         outputs = sorted(made & {*wanted, *live})
@@ -82,6 +94,7 @@ class Stream:
         session: onnxruntime.InferenceSession | None = None
         for batch in range(self.batches):
             given = {name: self._load(name, batch) for name in sorted((read - made) & self._stored)}
+            given |= instead(batch)
             results: Arrays = {}
             if outputs:
                 session = session or self._open(nodes, given, outputs, read)
@@ -125,6 +138,14 @@ class Stream:
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None
 
     # ------------------------------------------------------------------ tensors on disk
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor is kept for later nodes."""
+        return name in self._stored
+
+    def stored(self, name: str, batch: int) -> Array:
+        """A tensor that later nodes read."""
+        return self._load(name, batch)
 
     def _path(self, name: str, batch: int) -> Path:
         number = self._numbers.setdefault(name, len(self._numbers))

@@ -60,7 +60,7 @@ class Verdict:
     message: str
 
 
-def verify(
+def certify(
     model: Model, pruned: Model, plan: Plan, seed: int = 0, analysis: Analysis | None = None
 ) -> Verdict:
     """Run ``pruned`` and the masked original on random inputs and compare them.

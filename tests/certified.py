@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from graphs import pruned, shapes
+from graphs import PLAIN, pruned, shapes
 from onnx_prune import Model, Plan, analyze, plan
 from onnx_prune.analysis.plan import select
 from onnx_prune.passes.execute import Arrays, execute, random_inputs
@@ -35,7 +35,7 @@ def assert_telling(outputs: Arrays) -> None:
 def assert_same_by_functions(model: Model, functions: list[onnx.FunctionProto], ratio: float = 0.5) -> Shapes:
     """`certified`, of operators without a kernel: functions of their names compute them."""
     analysis = analyze(model)
-    chosen: Plan = plan(model, ratio=ratio)
+    chosen: Plan = plan(model, ratio=ratio, **PLAIN)
     masked = masked_original(analysis, select(analysis, chosen))
     smaller = shrink(model, chosen)
     for proto in (masked, smaller.proto):

@@ -11,7 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_prune import Model, Plan, Verdict, analyze, plan
 from onnx_prune.passes.cleanup import Cleanup
 from onnx_prune.passes.shrink import shrink
-from onnx_prune.passes.verify import verify
+from onnx_prune.passes.verify import certify
+
+# Options of a plan that reads weights alone and leaves those that stay as they are.
+PLAIN: dict[str, Any] = {"criterion": "l2", "recover": "none"}
 
 
 class Graph:
@@ -74,9 +77,9 @@ def shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def pruned(model: Model, ratio: float = 0.5, **options: Any) -> tuple[Model, Plan, Verdict]:
-    chosen = plan(model, ratio=ratio, **options)
+    chosen = plan(model, ratio=ratio, **(PLAIN | options))
     smaller = Cleanup(fold_batch_norm=False)(shrink(model, chosen))
-    return smaller, chosen, verify(model, smaller, chosen)
+    return smaller, chosen, certify(model, smaller, chosen)
 
 
 def assert_bit_exact(model: Model, ratio: float = 0.5, **options: Any) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import Graph, shapes
+from graphs import PLAIN, Graph, shapes
 from onnx_prune import Model, PlanError, analyze, load, plan, prune
 from onnx_prune.models import zoo
 from onnx_prune.models.digits import FOLDER
@@ -32,7 +32,7 @@ def test_both_blocks_are_found_with_what_they_cost() -> None:
 
 def test_dropping_a_block_leaves_its_skip_path() -> None:
     model, sums = two_blocks()
-    result = prune(model, drop=[sums[0]])
+    result = prune(model, drop=[sums[0]], **PLAIN)
     assert result.verdict is not None and result.verdict.ok and result.verdict.max_relative_error == 0
     assert [node.op_type for node in result.model.proto.graph.node] == [
         "Round",
@@ -46,10 +46,12 @@ def test_dropping_a_block_leaves_its_skip_path() -> None:
 
 def test_blocks_and_channels_go_together() -> None:
     model, sums = two_blocks()
-    result = prune(model, ratio=0.5, drop=[sums[1]])
+    result = prune(model, ratio=0.5, drop=[sums[1]], **PLAIN)
     assert result.verdict is not None and result.verdict.ok and result.verdict.max_relative_error == 0
     assert shapes(result.model)["w0"] == (4, 3, 1, 1)
-    assert plan(model, ratio=0.5, drop=[sums[1]]) == type(result.plan).from_json(result.plan.to_json())
+    assert plan(model, ratio=0.5, drop=[sums[1]], **PLAIN) == type(result.plan).from_json(
+        result.plan.to_json()
+    )
 
 
 def test_a_branch_that_something_else_reads_is_no_block() -> None:
@@ -70,14 +72,14 @@ def test_a_branch_that_does_not_read_its_skip_path_is_no_block() -> None:
 def test_an_unknown_block_is_refused() -> None:
     model, _ = two_blocks()
     with pytest.raises(PlanError, match="no residual block 'nothing'"):
-        plan(model, drop=["nothing"])
+        plan(model, drop=["nothing"], **PLAIN)
 
 
 def test_a_transformer_has_two_blocks_a_layer() -> None:
     model = load(FOLDER / "digits_vit.onnx")
     blocks = analyze(model).blocks
     assert len(blocks) % 2 == 0 and len(blocks) >= 4
-    result = prune(model, drop=[block.id for block in blocks[-2:]])
+    result = prune(model, drop=[block.id for block in blocks[-2:]], **PLAIN)
     assert result.verdict is not None and result.verdict.ok
     assert np.isclose(result.before.params - result.after.params, sum(b.params for b in blocks[-2:]))
 
@@ -87,5 +89,5 @@ def test_blocks_of_real_graphs(name: str) -> None:
     model = Model(zoo.load(name))
     blocks = analyze(model).blocks
     assert blocks
-    result = prune(model, drop=[blocks[0].id])
+    result = prune(model, drop=[blocks[0].id], **PLAIN)
     assert result.verdict is not None and result.verdict.ok

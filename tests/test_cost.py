@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import Graph
+from graphs import PLAIN, Graph
 from onnx import TensorProto, helper, numpy_helper
 from onnx_prune import Model, analyze, load, measure, plan, predict
 from onnx_prune.models import zoo
@@ -108,6 +108,6 @@ def test_costs_are_read_without_the_weights() -> None:
 def test_the_plan_predicts_what_is_measured(name: str) -> None:
     model = load(FOLDER / f"{name}.onnx") if name in MODELS else Model(zoo.load(name))
     analysis = analyze(model)
-    chosen = plan(analysis, ratio=0.5)
+    chosen = plan(analysis, ratio=0.5, **PLAIN)
     assert predict(analysis, chosen) == measure(shrink(model, chosen))
-    assert predict(analysis, plan(analysis, ratio=0.0)) == measure(model, analysis)
+    assert predict(analysis, plan(analysis, ratio=0.0, **PLAIN)) == measure(model, analysis)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 import pytest
+from graphs import PLAIN
 from onnx_prune import Model, PruneResult, prune
 from onnx_prune.analysis.dynamic import symbols
 from onnx_prune.analysis.plan import select
@@ -45,7 +46,7 @@ def assert_equal(got: Arrays, wanted: Arrays) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_export_is_pruned_and_keeps_its_signature(name: str) -> None:
     proto = exported(name)
-    result = prune(Model(proto), ratio=0.5)
+    result = prune(Model(proto), ratio=0.5, **PLAIN)
     assert result.verdict is not None and result.verdict.ok, result.verdict
     smaller = result.model.proto
     assert list(smaller.graph.input) == list(proto.graph.input)
@@ -56,7 +57,7 @@ def test_an_export_is_pruned_and_keeps_its_signature(name: str) -> None:
 def test_dynamic_axes_take_other_sizes(name: str) -> None:
     proto = exported(name)
     assert symbols(proto.graph), "the export has no dynamic axes"
-    result = prune(Model(proto), ratio=0.5, check=False)
+    result = prune(Model(proto), ratio=0.5, check=False, **PLAIN)
     masked = masked_original(result.analysis, select(result.analysis, result.plan))
     shapes = set()
     for run in range(3):

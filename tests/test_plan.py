@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from graphs import Graph, pruned
+from graphs import PLAIN, Graph, pruned
 from onnx_prune import Model, Plan, PlanError, UsageError, analyze, apply, load, measure, plan, verify
 from onnx_prune.analysis.plan import select
 from onnx_prune.models.digits import FOLDER
@@ -22,7 +22,7 @@ def small() -> Model:
 
 def test_a_plan_replays_to_the_same_bytes() -> None:
     model = load(RESNET)
-    chosen = plan(model, ratio=0.4)
+    chosen = plan(model, ratio=0.4, **PLAIN)
     again = Plan.from_json(chosen.to_json())
     assert again == chosen and again.digest == chosen.digest
     first, second = apply(model, chosen), apply(load(RESNET), again)
@@ -34,27 +34,27 @@ def test_a_plan_replays_to_the_same_bytes() -> None:
 @pytest.mark.parametrize("fraction", [0.9, 0.5, 0.25])
 def test_budgets_are_met_and_not_far_undershot(budget: str, fraction: float) -> None:
     model = load(RESNET)
-    smaller = apply(model, plan(model, **{budget: fraction}))
+    smaller = apply(model, plan(model, **{budget: fraction}, **PLAIN))
     left = getattr(measure(smaller), budget) / getattr(measure(model), budget)
     assert fraction - 0.04 <= left <= fraction
 
 
 def test_the_least_important_channels_go() -> None:
     model = small()
-    chosen = plan(model, ratio=0.5)
+    chosen = plan(model, ratio=0.5, **PLAIN)
     entry = next(e for e in chosen.entries if e.group.startswith("w0:0"))
     assert entry.size == 8 and len(entry.keep) == 4  # a block of the grouped convolution
 
 
 def test_multiple_rounds_up() -> None:
     model = load(RESNET)
-    assert all(len(e.keep) % 8 == 0 for e in plan(model, ratio=0.3, multiple=8).entries)
+    assert all(len(e.keep) % 8 == 0 for e in plan(model, ratio=0.3, multiple=8, **PLAIN).entries)
 
 
 def test_ignored_names_stay_whole() -> None:
     model = small()
-    ids = {e.group for e in plan(model, ratio=0.5).entries}
-    without = {e.group for e in plan(model, ratio=0.5, ignore=["w2"]).entries}
+    ids = {e.group for e in plan(model, ratio=0.5, **PLAIN).entries}
+    without = {e.group for e in plan(model, ratio=0.5, ignore=["w2"], **PLAIN).entries}
     assert without < ids
     smaller, _, verdict = pruned(model, ignore=["w2"])
     weight = next(t for t in smaller.proto.graph.initializer if t.name == "w2")
@@ -77,12 +77,12 @@ def test_ignored_names_stay_whole() -> None:
 )
 def test_wrong_arguments(arguments, told) -> None:
     with pytest.raises(UsageError, match=told):
-        plan(small(), **arguments)
+        plan(small(), **(PLAIN | arguments))
 
 
 def test_budgets_out_of_reach_say_what_is_reachable() -> None:
     with pytest.raises(PlanError, match="leaves"):
-        plan(small(), params=0.01)
+        plan(small(), params=0.01, **PLAIN)
 
 
 def test_a_model_without_groups_says_why() -> None:
@@ -107,7 +107,7 @@ def test_what_is_no_plan_is_refused(text: str) -> None:
 
 
 def edited(change) -> Plan:
-    data = json.loads(plan(small(), ratio=0.5).to_json())
+    data = json.loads(plan(small(), ratio=0.5, **PLAIN).to_json())
     change(data["groups"])
     return Plan.from_json(json.dumps(data))
 
@@ -130,7 +130,7 @@ def test_edited_plans_that_break_the_model_are_refused(change, told) -> None:
 
 def test_the_plan_predicts_the_cost_of_the_result() -> None:
     model = load(RESNET)
-    analysis, chosen = analyze(model), plan(model, ratio=0.5)
+    analysis, chosen = analyze(model), plan(model, ratio=0.5, **PLAIN)
     selection = select(analysis, chosen)
     after = measure(apply(model, chosen))
     assert analysis.macs(selection) == after.macs
@@ -138,7 +138,7 @@ def test_the_plan_predicts_the_cost_of_the_result() -> None:
 
 def test_the_certificate_notices_wrong_weights_and_wrong_channels() -> None:
     model = load(RESNET)
-    chosen = plan(model, ratio=0.5)
+    chosen = plan(model, ratio=0.5, **PLAIN)
     smaller = apply(model, chosen)
     assert verify(model, smaller, chosen).ok
     tensor = next(t for t in smaller.proto.graph.initializer if len(t.dims) == 4)

@@ -158,7 +158,20 @@ def test_the_command_uses_plugins(site: Path, tmp_path: Path) -> None:
     save(model(), source)
     assert "has no rule" in command("analyze", source, site=site).stderr
     install(site, "acme_rules", SAME + "RULES = {'acme::Foo': same}")
-    done = command("prune", source, "-o", tmp_path / "out.onnx", "--ratio", "0.5", "--no-verify", site=site)
+    done = command(
+        "prune",
+        source,
+        "-o",
+        tmp_path / "out.onnx",
+        "--ratio",
+        "0.5",
+        "--no-verify",
+        "--criterion",
+        "l2",
+        "--recover",
+        "none",
+        site=site,
+    )
     assert done.returncode == 0, done.stderr
 
 

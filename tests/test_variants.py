@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import PLAIN
 from onnx_prune import Model, load, prune
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
 from onnx_prune.passes.execute import random_inputs
@@ -27,7 +28,7 @@ def removed(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
 def plain(name: str) -> float:
     """The fraction that goes from a net as it is."""
     proto = net(name.split(".")[0])
-    return removed(proto, prune(Model(proto), ratio=0.5, check=False).model.proto)
+    return removed(proto, prune(Model(proto), ratio=0.5, check=False, **PLAIN).model.proto)
 
 
 @pytest.mark.parametrize(("variant", "name"), CASES, ids=lambda value: value.replace(" ", "-"))
@@ -35,7 +36,7 @@ def test_a_variant_prunes_like_its_net(variant: str, name: str, tmp_path: Path) 
     made = VARIANTS[variant]
     onnx.save(made.make(net(name)), tmp_path / "model.onnx")
     model = load(tmp_path / "model.onnx")
-    result = prune(model, ratio=0.5)
+    result = prune(model, ratio=0.5, **PLAIN)
     assert result.verdict is not None and result.verdict.ok, result.verdict
     smaller = result.model.proto
     if made.runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from graphs import PLAIN
 from onnx_prune import Model, load, prune
 from onnx_prune.models import zoo
 from onnx_prune.models.digits import FOLDER, MODELS
@@ -19,7 +20,7 @@ REMOVED = {
 
 
 def check(model: Model, least: float) -> None:
-    result = prune(model, ratio=0.5)
+    result = prune(model, ratio=0.5, **PLAIN)
     assert result.verdict is not None and result.verdict.ok, result.verdict
     assert result.model.proto.graph.output == model.proto.graph.output
     assert 1 - result.after.params / result.before.params >= least

@@ -27,8 +27,8 @@ time over ONNX Runtime's on the same file, the median over rounds; below 1 is fa
 
 
 def versions(name: str, model: Model) -> list[tuple[str, onnx.ModelProto]]:
-    pruned = prune(model, ratio=0.5, check=False).model
-    aligned = prune(model, ratio=0.5, multiple=8, check=False).model
+    pruned = prune(model, ratio=0.5, check=False, criterion="l2", recover="none").model
+    aligned = prune(model, ratio=0.5, multiple=8, check=False, criterion="l2", recover="none").model
     return [
         (name, model.proto),
         (f"{name}, pruned", pruned.proto),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..cost import Cost
 from ..groups import Analysis
@@ -75,4 +76,24 @@ def analysis_json(analysis: Analysis) -> dict[str, Any]:
         "groups": groups,
         "blocks": [asdict(block) for block in analysis.blocks],
         "pinned": [asdict(pin) for pin in analysis.pins],
+    }
+
+
+class Fitted(Protocol):
+    """A layer that was fitted again, with the error of its outputs over their energy."""
+
+    @property
+    def before(self) -> float: ...
+
+    @property
+    def after(self) -> float: ...
+
+
+def recovery_json(refits: Sequence[Fitted]) -> dict[str, Any]:
+    """How many layers were fitted again, and the mean of their errors."""
+    count = len(refits)
+    return {
+        "layers": count,
+        "error_before": sum(r.before for r in refits) / count if count else None,
+        "error_after": sum(r.after for r in refits) / count if count else None,
     }

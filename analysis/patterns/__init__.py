@@ -1,0 +1,1 @@
+"""Sparsity patterns: which weights of a layer may be zero together, and whether they are."""

@@ -1,0 +1,69 @@
+"""Rank units by the optimal brain surgeon, on what a model's layers read for calibration inputs."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..analysis.axes import Axis
+from ..analysis.groups import Analysis
+from ..analysis.memory import keeps_all
+from ..analysis.obs import eliminate
+from ..analysis.scores import Ranking, Scores, rank
+from .calibrate import Calibration
+from .influence import influences
+from .statistics import collect
+
+OBS = "obs"
+# Of groups that no measured layer reads, as in the bodies of loops.
+FALLBACK = "l2"
+_FEW = 64  # samples by which the influence of a layer on the outputs is measured
+
+
+@keeps_all
+def rank_by_obs(
+    analysis: Analysis,
+    calibration: Calibration,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Ranking:
+    """The order in which OBS removes the units of each group, and the error this makes.
+
+    The error is the sum over the layers that read the group of their relative error, after the rest has been
+    fitted again, times the root of how much an error there moves the outputs (`passes.influence`).
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
+        progress("measure what layers read")
+        statistics = collect(
+            analysis, calibration.batches(), Path(folder) / "all", seed, samples=calibration.samples
+        )
+        progress("measure what errors do")
+        count = max(2, -(-_FEW * _batches(calibration) // calibration.samples))
+        few = itertools.islice(calibration.batches(), count)
+        influence = influences(analysis, statistics.outputs, few, Path(folder) / "few")
+    statistics.weigh({name: value**0.5 for name, value in influence.items()})
+    ranking = rank(analysis, FALLBACK)
+    scores: dict[Axis, Scores] = {}
+    errors: dict[Axis, Scores] = {}
+    for k, group in enumerate(analysis.groups):
+        progress(f"rank group {k + 1} of {len(analysis.groups)}")
+        consumers = statistics.consumers(group.axis)
+        if not consumers:
+            scores[group.axis], errors[group.axis] = ranking.scores[group.axis], ranking.errors[group.axis]
+            continue
+        curve = eliminate(group.size, consumers)
+        scores[group.axis] = np.empty(group.size)
+        scores[group.axis][curve.order] = curve.errors[1:]
+        errors[group.axis] = curve.errors
+    return Ranking(scores, errors)
+
+
+def _batches(calibration: Calibration) -> int:
+    return sum(1 for _ in calibration.batches())

@@ -1,0 +1,83 @@
+"""What an error at some place in the model does to its outputs: the unit in which groups are compared.
+
+A tensor is moved a little towards what it is for another sample, and the answer of the outputs is
+measured, both in units of how far two samples are apart there. With it, errors of single layers add up to a
+prediction of the error of the outputs, to first order and when they are independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..analysis.graph import Array
+from ..analysis.groups import Analysis
+from .execute import Arrays
+from .stream import Stream
+
+_MOVE = 0.02  # of the squared distance between samples
+
+
+def influences(
+    analysis: Analysis, tensors: Sequence[str], batches: Iterator[Arrays], folder: Path
+) -> dict[str, float]:
+    """For each of these tensors, the relative squared error of the outputs over that of the tensor.
+
+    Args:
+        batches: a few inputs; each runs once for every tensor.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    stream = Stream(analysis.model.proto, batches, folder)
+    positions = {name: k for k, node in enumerate(stream.nodes) for name in node.output if name}
+    outputs = [name for name in analysis.walk.outputs if name in positions]
+    end = len(stream.nodes)
+    plain = list(stream.peek(end, outputs))
+    apart = sum(_distances([arrays[name] for arrays in plain]) for name in outputs)
+    found: dict[str, float] = {}
+    for name in sorted((t for t in tensors if t in positions), key=positions.__getitem__):
+        for _ in stream.advance(positions[name] + 1, []):
+            pass
+        if name in outputs or not stream.holds(name) or not apart:
+            found[name] = 1.0
+            continue
+        found[name] = _answer(stream, name, plain, outputs, end) / (_MOVE * apart)
+    return found
+
+
+def _answer(stream: Stream, name: str, plain: Sequence[Arrays], outputs: Sequence[str], end: int) -> float:
+    """The squared error of the outputs when ``name`` is moved."""
+
+    def moved(batch: int) -> Arrays:
+        value = stream.stored(name, batch)
+        other = _other(value, stream.stored(name, (batch + 1) % stream.batches))
+        step = np.sqrt(_MOVE / 2, dtype=np.float32).astype(value.dtype)
+        return {name: value + step * (other - value)}
+
+    total = 0.0
+    for wanted, got in zip(plain, stream.peek(end, outputs, moved), strict=True):
+        total += sum(_squared(got[output], wanted[output]) for output in outputs)
+    return total
+
+
+def _distances(values: Sequence[Array]) -> float:
+    """Half the squared distances between each sample and another."""
+    return sum(
+        _squared(_other(value, values[(k + 1) % len(values)]), value) / 2 for k, value in enumerate(values)
+    )
+
+
+def _other(value: Array, following: Array) -> Array:
+    """The values of another sample: of the next in the batch, or of the next batch if there is one sample."""
+    if value.ndim and value.shape[0] > 1:
+        return np.roll(value, 1, axis=0)
+    return following if following.shape == value.shape else value
+
+
+def _squared(a: Array, b: Array) -> float:
+    if a.dtype.kind not in "fV" or a.shape != b.shape:
+        return 0.0
+    return float(np.square(a.astype(np.float64) - b.astype(np.float64)).sum())

@@ -1,0 +1,109 @@
+"""From a plan to the model it makes, step by step."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+
+from ..analysis.errors import UsageError
+from ..analysis.graph import constant_of
+from ..analysis.groups import Analysis, analyze
+from ..analysis.model import Model
+from ..analysis.plan import Plan, select
+from .base import run_passes
+from .blocks import DropBlocks
+from .calibrate import Calibration
+from .cleanup import Cleanup
+from .fold import FoldConstants
+from .recover import Refit, recover
+from .shrink import Shrink
+
+RECOVERIES = ("least-squares", "none")
+
+
+def shrunk(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
+    """The model without the channels and blocks of a plan, cleaned up, its kept weights as they were.
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    shrink = Shrink(plan, None if plan.blocks else analysis)
+    return run_passes(model, [DropBlocks(plan.blocks), shrink, FoldConstants(), Cleanup()])
+
+
+def recovery_of(plan: Plan) -> str:
+    """How a plan recovers accuracy: a name in `RECOVERIES`; plans of old say nothing and mean "none"."""
+    return str(plan.options.get("recover", "none"))
+
+
+def refitted(
+    model: Model,
+    smaller: Model,
+    plan: Plan,
+    calibration: Calibration,
+    analysis: Analysis | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> tuple[Model, tuple[Refit, ...]]:
+    """``smaller``, what `shrunk` made, with its layers fitted again to the outputs of ``model``.
+
+    Raises:
+        UsageError: the inputs are not those the plan was made with.
+        ModelError: ONNX Runtime cannot run one of the models on these inputs.
+    """
+    wanted = plan.options.get("calibration", {}).get("digest")
+    if wanted is not None and wanted != calibration.digest:
+        raise UsageError(
+            f"the plan was made with other calibration inputs ({plan.options['calibration']['source']}) than"
+            f" these ({calibration.source}): give the same with --calibration and --samples"
+        )
+    if plan.blocks or analysis is None:
+        analysis = analyze(DropBlocks(plan.blocks)(model))
+    with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
+        return recover(
+            analysis,
+            smaller,
+            select(analysis, plan),
+            calibration.batches,
+            Path(folder),
+            progress=lambda name: progress(f"fit {name}"),
+        )
+
+
+def difference(wanted: onnx.ModelProto, got: onnx.ModelProto) -> str:
+    """What tells two models apart, values of weights and added biases aside; empty if nothing."""
+    added = {t.name for t in got.graph.initializer} - {t.name for t in wanted.graph.initializer}
+    a, b = (_outline(proto, added) for proto in (wanted, got))
+    for what in a:
+        if a[what] != b[what]:
+            return f"its {what} differ"
+    return ""
+
+
+def _outline(proto: onnx.ModelProto, added: set[str]) -> dict[str, object]:
+    """All of a model but the values of its float initializers, and inputs that are among ``added``."""
+    nodes = []
+    for node in proto.graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        inputs = ["" if name in added else name for name in node.input]
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        del copy.input[:]
+        copy.input.extend(inputs)
+        nodes.append(copy.SerializeToString(deterministic=True))
+    weights = {}
+    for tensor in proto.graph.initializer:
+        if tensor.name not in added:
+            constant = constant_of(tensor)
+            learned = constant.is_float
+            value = None if learned else tensor.SerializeToString(deterministic=True)
+            weights[tensor.name] = (constant.shape, constant.dtype.str, value)
+    return {
+        "inputs": [info.SerializeToString(deterministic=True) for info in proto.graph.input],
+        "outputs": [info.SerializeToString(deterministic=True) for info in proto.graph.output],
+        "nodes": nodes,
+        "weights": weights,
+    }
