@@ -36,13 +36,13 @@ from .analysis.explain import Explanation, explain
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
 from .analysis.plan import Entry, Goal, Plan, make_plan
-from .analysis.scores import CRITERIA, rank
+from .analysis.scores import rank
 from .analysis.selection import Selection
 from .passes.blocks import DropBlocks
-from .passes.calibrate import Calibration, as_calibration, open_calibration
+from .passes.calibrate import SAMPLES, Calibration, open_calibration
 from .passes.calibrate import Spec as CalibrationSource
 from .passes.choose import FALLBACK, OBS, rank_by_obs
-from .passes.pipeline import RECOVERIES, difference, recovery_of, refitted, shrunk
+from .passes.pipeline import calibrate, difference, recovery_of, refitted, shrunk
 from .passes.recover import Refit
 from .passes.save import save
 from .passes.soundness import check_rule
@@ -140,6 +140,7 @@ def plan(
     criterion: str = "obs",
     recover: str = "least-squares",
     calibration: Calibration | CalibrationSource = None,
+    samples: int = SAMPLES,
     drop: Sequence[str] = (),
     progress: Callable[[str], None] = _silent,
 ) -> Plan:
@@ -151,6 +152,7 @@ def plan(
         recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
             them.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
+        samples: how many of them are used at most.
         drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
 
     Example:
@@ -161,11 +163,6 @@ def plan(
         UsageError: an argument is out of range or names something unknown.
         PlanError: nothing can be removed, or the budget cannot be met.
     """
-    if criterion != OBS and criterion not in CRITERIA:
-        names = ", ".join([OBS, *sorted(CRITERIA)])
-        raise UsageError(f"there is no criterion '{criterion}'; choose one of {names}")
-    if recover not in RECOVERIES:
-        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
     analysis = model if isinstance(model, Analysis) else analyze(model)
     whole = analysis
     if drop:
@@ -177,11 +174,11 @@ def plan(
         params = params and min(1.0, params * whole.params(Selection({})) / analysis.params(Selection({})))
     goal = Goal(ratio, macs, params, multiple, tuple(ignore))
     goal.check(analysis)
+    inputs = calibrate(whole.model, criterion, recover, calibration, samples)
     how: dict[str, object] = {"criterion": criterion, "recover": recover}
-    if criterion == OBS or recover != "none":
-        inputs = as_calibration(calibration, whole.model)
+    if inputs is not None:
         how["calibration"] = {"source": inputs.source, "digest": inputs.digest}
-    if criterion == OBS and ratio != 0:
+    if criterion == OBS and ratio != 0 and inputs is not None:
         ranking = rank_by_obs(analysis, inputs, progress=progress)
     else:  # blocks alone go where the ratio is 0, and nothing is ranked
         ranking = rank(analysis, FALLBACK if criterion == OBS else criterion)
@@ -193,13 +190,14 @@ def apply(
     plan: Plan,
     analysis: Analysis | None = None,
     calibration: Calibration | CalibrationSource = None,
+    samples: int = SAMPLES,
     progress: Callable[[str], None] = _silent,
 ) -> Model:
     """The model without the channels that ``plan`` removes, its layers fitted again where the plan says so.
 
     Args:
         analysis: of ``model``, where there is one already.
-        calibration: the inputs the plan was made with.
+        calibration, samples: the inputs the plan was made with.
 
     Example:
         ``apply(model, plan(model, ratio=0.5))``
@@ -209,9 +207,10 @@ def apply(
         UsageError: the calibration inputs are not those of the plan.
     """
     smaller = shrunk(model, plan, analysis)
-    if recovery_of(plan) == "none":
+    inputs = calibrate(model, "", recovery_of(plan), calibration, samples)
+    if inputs is None:
         return smaller
-    return refitted(model, smaller, plan, as_calibration(calibration, model), analysis, progress)[0]
+    return refitted(model, smaller, plan, inputs, analysis, progress)[0]
 
 
 def verify(
@@ -265,6 +264,7 @@ def prune(
     criterion: str = "obs",
     recover: str = "least-squares",
     calibration: Calibration | CalibrationSource = None,
+    samples: int = SAMPLES,
     drop: Sequence[str] = (),
     check: bool = True,
     progress: Callable[[str], None] = _silent,
@@ -274,7 +274,8 @@ def prune(
     Args:
         check: run the certificate.
         progress: called with the name of each step as it begins.
-        ratio, macs, params, multiple, ignore, criterion, recover, calibration, drop: as in `plan`.
+        ratio, macs, params, multiple, ignore, criterion, recover, calibration, samples, drop: as in
+            `plan`.
 
     Example:
         ``prune(load("model.onnx"), macs=0.5, calibration="images.npz").after.macs``
@@ -292,9 +293,9 @@ def prune(
         return result
 
     analysis = timed("analyze", lambda: analyze(model))
-    inputs = None
-    if criterion == OBS or recover != "none":
-        inputs = timed("calibrate", lambda: as_calibration(calibration, model))
+    if not drop:  # before any long work
+        Goal(ratio, macs, params, multiple, tuple(ignore)).check(analysis)
+    inputs = timed("calibrate", lambda: calibrate(model, criterion, recover, calibration, samples))
     chosen = timed(
         "plan",
         lambda: plan(

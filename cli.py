@@ -234,7 +234,8 @@ def plan(
             ignore=ignore or (),
             criterion=criterion,
             recover=recover,
-            calibration=_calibration(loaded, calibration, samples, criterion, recover),
+            calibration=calibration,
+            samples=samples,
             drop=drop or (),
             progress=status.update,
         )
@@ -272,11 +273,7 @@ def apply(
     with _step(seconds, "load"):
         loaded, chosen = api.load(model), api.load_plan(plan)
     with _step(seconds, "apply") as status:
-        how = chosen.options
-        inputs = _calibration(
-            loaded, calibration, samples, str(how.get("criterion")), str(how.get("recover", "none"))
-        )
-        smaller = api.apply(loaded, chosen, calibration=inputs, progress=status.update)
+        smaller = api.apply(loaded, chosen, calibration=calibration, samples=samples, progress=status.update)
     before, after = api.measure(loaded), api.measure(smaller)
     with _step(seconds, "save"):
         api.save(smaller, output)
@@ -324,7 +321,8 @@ def prune(
             ignore=ignore or (),
             criterion=criterion,
             recover=recover,
-            calibration=_calibration(loaded, calibration, samples, criterion, recover),
+            calibration=calibration,
+            samples=samples,
             drop=drop or (),
             check=not no_verify,
             progress=status.update,
@@ -358,17 +356,6 @@ def prune(
             f" {fitted['error_before']:.1%} before, {fitted['error_after']:.1%} after"
         )
     _say(f"wrote {output}")
-
-
-def _calibration(
-    model: api.Model, data: str | None, samples: int, criterion: str, recover: str
-) -> api.Calibration | None:
-    """The inputs to measure on, where anything is measured."""
-    if criterion != "obs" and recover == "none":
-        if data is not None:
-            raise UsageError("--calibration has no use with a criterion on weights and --recover none")
-        return None
-    return api.open_calibration(data, model, samples=samples)
 
 
 def _verdict_json(verdict: api.Verdict) -> dict[str, Any]:

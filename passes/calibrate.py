@@ -28,6 +28,9 @@ _Read: TypeAlias = Callable[[Signature, int], Chunks]
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+SAMPLES = 256  # unless said otherwise
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Inputs to calibrate on. Made by `open_calibration`.
@@ -56,13 +59,8 @@ class Calibration:
         return self._open()
 
 
-def as_calibration(given: Calibration | Spec, model: Model) -> Calibration:
-    """``given`` itself, or what `open_calibration` makes of it."""
-    return given if isinstance(given, Calibration) else open_calibration(given, model)
-
-
 def open_calibration(
-    spec: Spec, model: Model, *, samples: int = 256, batch: int = 32, seed: int = 0
+    spec: Spec, model: Model, *, samples: int = SAMPLES, batch: int = 32, seed: int = 0
 ) -> Calibration:
     """Inputs of a model from data, or without any; read through once to check them and count them.
 

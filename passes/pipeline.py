@@ -13,9 +13,11 @@ from ..analysis.graph import constant_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
+from ..analysis.scores import CRITERIA
 from .base import run_passes
 from .blocks import DropBlocks
-from .calibrate import Calibration
+from .calibrate import Calibration, Spec, open_calibration
+from .choose import OBS
 from .cleanup import Cleanup
 from .fold import FoldConstants
 from .recover import Refit, recover
@@ -32,6 +34,28 @@ def shrunk(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     """
     shrink = Shrink(plan, None if plan.blocks else analysis)
     return run_passes(model, [DropBlocks(plan.blocks), shrink, FoldConstants(), Cleanup()])
+
+
+def calibrate(
+    model: Model, criterion: str, recover: str, given: Calibration | Spec, samples: int
+) -> Calibration | None:
+    """The inputs to measure on: ``given`` itself, or what it names; None where nothing is measured.
+
+    Raises:
+        UsageError: there is no criterion or recovery of that name, or the data does not fit the model.
+    """
+    criteria = [OBS, *sorted(CRITERIA)]
+    if criterion and criterion not in criteria:
+        raise UsageError(f"there is no criterion '{criterion}'; choose one of {', '.join(criteria)}")
+    if recover not in RECOVERIES:
+        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
+    if criterion != OBS and recover == "none":
+        if given is not None:
+            raise UsageError(
+                "calibration inputs have no use: neither criterion nor recovery measures anything"
+            )
+        return None
+    return given if isinstance(given, Calibration) else open_calibration(given, model, samples=samples)
 
 
 def recovery_of(plan: Plan) -> str:
