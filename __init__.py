@@ -33,6 +33,7 @@ from .analysis.errors import (
     UsageError,
 )
 from .analysis.explain import Explanation, explain
+from .analysis.export import index_lists, to_json
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
 from .analysis.plan import Entry, Goal, Plan, make_plan
@@ -47,6 +48,7 @@ from .passes.recover import Refit
 from .passes.save import save
 from .passes.soundness import check_rule
 from .passes.verify import Verdict, certify
+from .passes.weights import take_weights
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -84,6 +86,7 @@ __all__ = [
     "check_rule",
     "compile",
     "explain",
+    "export_lists",
     "load",
     "load_plan",
     "measure",
@@ -92,6 +95,7 @@ __all__ = [
     "predict",
     "prune",
     "save",
+    "take_weights",
     "verify",
     "without_blocks",
 ]
@@ -236,6 +240,18 @@ def verify(
     if verdict.ok and other:
         return replace(verdict, ok=False, message=f"apart from its weights the model is another one: {other}")
     return replace(verdict, message=f"{verdict.message}, before its weights were fitted again")
+
+
+def export_lists(model: Model, plan: Plan) -> str:
+    """The positions that stay of every weight by its original name, as JSON, to fine-tune the source model.
+
+    Example:
+        ``Path("indices.json").write_text(export_lists(model, plan))``
+
+    Raises:
+        PlanError: the plan was made for another model.
+    """
+    return to_json(index_lists(analyze(without_blocks(model, plan.blocks)), plan, analyze(model)))
 
 
 def without_blocks(model: Model, blocks: Sequence[str]) -> Model:

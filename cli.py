@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -216,11 +216,12 @@ def plan(
     calibration: options.Calibration = None,
     samples: options.Samples = 256,
     drop: options.Drop = None,
+    export: options.Export = None,
     json_: options.Json = None,
 ) -> None:
     """Choose the channels to remove, as a file to review and replay."""
     budget = _budget(ratio, macs, params, drop)
-    _check_outputs(output, json_)
+    _check_outputs(output, export, json_)
     seconds: dict[str, float] = {}
     with _step(seconds, "load"):
         loaded = api.load(model)
@@ -242,6 +243,8 @@ def plan(
         before = api.measure(loaded, analysis)
         after = api.predict(api.analyze(api.without_blocks(loaded, chosen.blocks)), chosen)
     save_text(chosen.to_json(), output)
+    if export:
+        save_text(api.export_lists(loaded, chosen), export)
     _print_costs(before, after)
     removed = sum(entry.size - len(entry.keep) for entry in chosen.entries)
     _say(f"wrote {output}: {removed} channels of {len(chosen.entries)} groups go")
@@ -265,6 +268,7 @@ def apply(
     output: options.Output,
     calibration: options.Calibration = None,
     samples: options.Samples = 256,
+    weights: options.Weights = None,
     json_: options.Json = None,
 ) -> None:
     """Remove the channels a plan names."""
@@ -273,7 +277,13 @@ def apply(
     with _step(seconds, "load"):
         loaded, chosen = api.load(model), api.load_plan(plan)
     with _step(seconds, "apply") as status:
-        smaller = api.apply(loaded, chosen, calibration=calibration, samples=samples, progress=status.update)
+        if weights is not None:  # in place of fitting them
+            chosen = replace(chosen, options=chosen.options | {"recover": "none"})
+            smaller = api.take_weights(api.apply(loaded, chosen), api.load(weights))
+        else:
+            smaller = api.apply(
+                loaded, chosen, calibration=calibration, samples=samples, progress=status.update
+            )
     before, after = api.measure(loaded), api.measure(smaller)
     with _step(seconds, "save"):
         api.save(smaller, output)
@@ -306,12 +316,13 @@ def prune(
         Path | None,
         typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
     ] = None,
+    export: options.Export = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the certificate.")] = False,
     json_: options.Json = None,
 ) -> None:
     """Plan, apply and verify in one go. Nothing is written when the certificate does not hold."""
     budget = _budget(ratio, macs, params, drop)
-    _check_outputs(output, save_plan, json_)
+    _check_outputs(output, save_plan, export, json_)
     with console.status("load") as status:
         loaded = api.load(model)
         result = api.prune(
@@ -331,6 +342,8 @@ def prune(
     if verdict is None or verdict.ok:
         if save_plan:
             save_text(result.plan.to_json(), save_plan)
+        if export:
+            save_text(api.export_lists(loaded, result.plan), export)
         api.save(result.model, output)
     _print_costs(result.before, result.after)
     _emit(

@@ -61,5 +61,13 @@ Drop = Annotated[
         "--drop", metavar="BLOCK", help="Remove this residual block whole (analyze lists them). Repeatable."
     ),
 ]
+Export = Annotated[
+    Path | None,
+    typer.Option("--export", metavar="FILE.json", help="Also write the kept positions of every weight."),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="TRAINED.onnx", help="Take weights that were trained elsewhere."),
+]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="What to compile for: cpu.")]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run with.")]

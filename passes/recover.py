@@ -232,10 +232,9 @@ class _Refitter:
 
     def _start(self, weight: Array, free: bool) -> Matrix:
         place, layer = self.place, self.place.layer
-        if place.fact.form == "scale":  # of its own output: nothing changes
-            matrix = np.ones((layer.groups, 1, 1))
-        else:
-            matrix = layer.matrix(weight)
+        # A scale reads its own output, where nothing changes at first.
+        scale = place.fact.form == "scale"
+        matrix = np.ones((layer.groups, 1, 1)) if scale else layer.matrix(weight)
         if not free:
             return matrix
         bias = np.zeros((layer.groups, 1, layer.outputs))
