@@ -33,3 +33,8 @@ def load_digits(split: str = "test") -> Digits:
 def accuracy(run: Callable[[NDArray[np.float32]], NDArray[Any]], digits: Digits) -> float:
     """Fraction of images whose largest logit, from ``run(images) -> (n, 10)``, is at the label."""
     return float((run(digits.images).argmax(axis=1) == digits.labels).mean())
+
+
+def unlabelled(count: int = 200) -> NDArray[np.float32]:
+    """Images to calibrate on, from those the models were trained on, without their labels."""
+    return load_digits("train").images[:count]

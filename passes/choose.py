@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,18 @@ from ..analysis.groups import Analysis
 from ..analysis.memory import keeps_all
 from ..analysis.obs import eliminate
 from ..analysis.scores import Ranking, Scores, rank
+from ..analysis.selection import Selection
 from .calibrate import Calibration
+from .execute import Arrays
 from .influence import influences
 from .statistics import collect
 
 OBS = "obs"
 # Of groups that no measured layer reads, as in the bodies of loops.
 FALLBACK = "l2"
-_FEW = 64  # samples by which the influence of a layer on the outputs is measured
+# Samples by which the influence of a layer on the outputs is measured; multiply-accumulates it may cost.
+_FEW = (8, 64)
+_EFFORT = 2e11
 
 
 @keeps_all
@@ -45,9 +48,11 @@ def rank_by_obs(
             analysis, calibration.batches(), Path(folder) / "all", seed, samples=calibration.samples
         )
         progress("measure what errors do")
-        count = max(2, -(-_FEW * _batches(calibration) // calibration.samples))
-        few = itertools.islice(calibration.batches(), count)
-        influence = influences(analysis, statistics.outputs, few, Path(folder) / "few")
+        once = analysis.macs(Selection({})) * len(statistics.outputs) / 2
+        samples = min(max(_FEW[0], int(_EFFORT / max(once, 1))), _FEW[1])
+        influence = influences(
+            analysis, statistics.outputs, _first(calibration.batches(), samples), Path(folder) / "few"
+        )
     statistics.weigh({name: value**0.5 for name, value in influence.items()})
     ranking = rank(analysis, FALLBACK)
     scores: dict[Axis, Scores] = {}
@@ -65,5 +70,11 @@ def rank_by_obs(
     return Ranking(scores, errors)
 
 
-def _batches(calibration: Calibration) -> int:
-    return sum(1 for _ in calibration.batches())
+def _first(batches: Iterator[Arrays], samples: int) -> Iterator[Arrays]:
+    """As many batches as have that many samples, and two at least where each has one."""
+    taken = 0
+    for arrays in batches:
+        yield arrays
+        taken += max((value.shape[0] for value in arrays.values() if value.ndim), default=1)
+        if taken >= samples:
+            return

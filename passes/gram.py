@@ -12,7 +12,30 @@ Matrix = NDArray[np.float64]
 # Dampings tried, in units of the mean of the Gram matrix's diagonal: the one that fits held-out samples best
 # wins, so that few samples move the coefficients little.
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_MANY = 1024  # rows
 _HELD_OUT = 4  # every so manieth batch
+
+
+class Rows:
+    """Gathers rows of small batches: products of a few rows are not worth adding to large matrices."""
+
+    def __init__(self) -> None:
+        self._parts: list[NDArray[np.float32]] = []
+        self._count = 0
+
+    def gather(self, rows: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Add rows, shape (groups, rows, columns); all there are when they are many enough to be used."""
+        self._parts.append(rows)
+        self._count += rows.shape[1]
+        return self.rest() if self._count >= _MANY else None
+
+    def rest(self) -> NDArray[np.float32] | None:
+        """The rows not given yet."""
+        if not self._parts:
+            return None
+        rows = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts, axis=1)
+        self._parts, self._count = [], 0
+        return rows
 
 
 @dataclass
@@ -30,6 +53,7 @@ class Gram:
     cross: Matrix
     energy: float = 0.0
     rows: int = 0
+    _waiting: Rows = field(default_factory=Rows, repr=False)
 
     @staticmethod
     def empty(groups: int, inputs: int, outputs: int) -> Gram:
@@ -37,8 +61,19 @@ class Gram:
 
     def add(self, features: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
         """Shapes (groups, rows, K) and (groups, rows, O)."""
+        self._sum(self._waiting.gather(np.concatenate([features, wanted], axis=2)))
+
+    def finish(self) -> Gram:
+        """Itself, with the last rows summed."""
+        self._sum(self._waiting.rest())
+        return self
+
+    def _sum(self, rows: NDArray[np.float32] | None) -> None:
+        if rows is None:
+            return
+        features, wanted = np.split(rows, [self.features.shape[1]], axis=2)
         transposed = features.transpose(0, 2, 1)
-        # Single precision within a batch, double between them.
+        # Single precision within some thousand rows, double between them.
         self.features += transposed @ features
         self.cross += transposed @ wanted
         self.energy += float(np.square(wanted, dtype=np.float64).sum())
@@ -79,14 +114,14 @@ class Fit:
 
     @property
     def all(self) -> Gram:
-        return self._parts[0] + self._parts[1]
+        return self._parts[0].finish() + self._parts[1].finish()
 
     def solve(self, start: Matrix) -> Matrix:
         """The best coefficients found, shape (groups, K, O); ``start`` where nothing is better.
 
         Where there is no second batch to hold out, the damping is a cautious one.
         """
-        train, test = self._parts
+        train, test = (part.finish() for part in self._parts)
         if not train.rows:
             return start
         best, damping = np.inf, DAMPINGS[len(DAMPINGS) // 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..analysis.groups import Analysis
 from ..analysis.obs import Consumer
 from ..analysis.selection import units_along
 from .execute import Arrays
-from .gram import Matrix
+from .gram import Matrix, Rows
 from .layers import Layer, can_be_read
 from .stream import Stream
 
@@ -40,18 +40,25 @@ class _Moments:
     sums: Matrix
     products: Matrix
     rows: int = 0
+    _waiting: Rows = field(default_factory=Rows)
 
     @staticmethod
     def empty(groups: int, inputs: int) -> _Moments:
         return _Moments(np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs), np.float32))
 
     def add(self, features: NDArray[np.float32]) -> None:
+        self._sum(self._waiting.gather(features))
+
+    def _sum(self, features: NDArray[np.float32] | None) -> None:
+        if features is None:
+            return
         self.sums += features.sum(axis=1, dtype=np.float64)
         self.products += features.transpose(0, 2, 1) @ features
         self.rows += features.shape[1]
 
     def gram(self, g: int, centred: bool) -> Matrix:
         """Of group ``g``; around the mean, which a bias takes up, when ``centred``."""
+        self._sum(self._waiting.rest())
         gram = self.products[g].astype(np.float64) / max(1, self.rows)
         mean = self.sums[g] / max(1, self.rows)
         return np.asarray(gram - np.outer(mean, mean) if centred else gram)

@@ -72,27 +72,32 @@ class NM:
         """The mask (true: kept) that keeps most of an energy (groups, outputs, K); of equals, the left."""
         grid = _runs(energy, run)
         keep = np.zeros(grid.shape, bool)
-        for start, stop, kept in self._spans(grid.shape[-1]):
-            best = np.argsort(-grid[..., start:stop], axis=-1, kind="stable")[..., :kept]
-            np.put_along_axis(keep[..., start:stop], best, True, axis=-1)
+        for start, stop, size, kept in self._spans(grid.shape[-1]):
+            shape = (*grid.shape[:-1], -1, size)
+            best = np.argsort(-grid[..., start:stop].reshape(shape), axis=-1, kind="stable")[..., :kept]
+            chosen = np.zeros(best.shape[:-1] + (size,), bool)
+            np.put_along_axis(chosen, best, True, axis=-1)
+            keep[..., start:stop] = chosen.reshape(*grid.shape[:-1], stop - start)
         return keep.reshape(energy.shape)
 
     def check(self, weight: Matrix, run: int | None = None) -> Violation | None:
         """None where a weight (groups, outputs, K) satisfies the pattern."""
         grid = _runs(weight, run) != 0
         found = []
-        for start, stop, kept in self._spans(grid.shape[-1]):
-            full = grid[..., start:stop].sum(-1) > kept
-            found += [(int(g), int(o), int(p) * grid.shape[-1] + start) for g, o, p in np.argwhere(full)]
+        for start, stop, size, kept in self._spans(grid.shape[-1]):
+            full = grid[..., start:stop].reshape(*grid.shape[:-1], -1, size).sum(-1) > kept
+            places = np.argwhere(full).tolist()
+            found += [(g, o, p * grid.shape[-1] + start + i * size) for g, o, p, i in places]
         if not found:
             return None
         text = f"{len(found)} groups have more than {self.n} non-zeros in {self.m} consecutive inputs"
         return Violation(text, len(found), min(found))
 
-    def _spans(self, run: int) -> list[tuple[int, int, int]]:
-        """The groups of a run: first column, the column after the last, and how many are kept."""
-        stops = [(start, min(start + self.m, run)) for start in range(0, run, self.m)]
-        return [(start, stop, -(-self.n * (stop - start) // self.m)) for start, stop in stops]
+    def _spans(self, run: int) -> list[tuple[int, int, int, int]]:
+        """The whole groups of a run, and the incomplete one: first and last column, size, and how many stay."""
+        whole = run - run % self.m
+        spans = [(0, whole, self.m), (whole, run, run - whole)]
+        return [(start, stop, m, -(-self.n * m // self.m)) for start, stop, m in spans if stop > start]
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,13 @@ class Blocks:
         """
         sizes = self._sums(np.ones(energy.shape, np.int32), run)
         density = (self._sums(energy, run) / sizes).ravel()
-        order = np.argsort(density[::-1], kind="stable")
-        order = len(order) - 1 - order
-        gone = np.cumsum(sizes.ravel()[order])
-        count = int(np.searchsorted(gone, self.ratio * energy.size - _ROUNDING)) + 1 if self.ratio > 0 else 0
-        keep = np.ones(density.size, bool)
-        keep[order[: min(count, density.size - 1)]] = False
+        goal = self.ratio * energy.size - _ROUNDING
+        if sizes.min() == sizes.max():
+            count = int(np.ceil(goal / sizes.flat[0]))
+        else:
+            order = len(density) - 1 - np.argsort(density[::-1], kind="stable")
+            count = int(np.searchsorted(np.cumsum(sizes.ravel()[order]), goal)) + 1
+        keep = ~_smallest(density, min(count, density.size - 1) if goal > 0 else 0)
         return self._spread(keep.reshape(sizes.shape), energy.shape, run)
 
     def check(self, weight: Matrix, run: int | None = None) -> Violation | None:
@@ -188,6 +194,16 @@ def parse_pattern(text: str) -> Pattern:
             )
         return Blocks(int(found[1] or 1), int(found[2] or 1), ratio)
     raise UsageError(f"there is no sparsity pattern '{text}'; {_FORMS}")
+
+
+def _smallest(values: Matrix, count: int) -> Mask:
+    """Where the ``count`` smallest of some values are; of equals, the last."""
+    if count == 0:
+        return np.zeros(values.shape, bool)
+    limit = np.partition(values, count - 1)[count - 1]
+    found: Mask = values < limit
+    found[np.flatnonzero(values == limit)[::-1][: count - int(found.sum())]] = True
+    return found
 
 
 def _runs(values: Matrix, run: int | None) -> Matrix:
