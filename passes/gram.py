@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
@@ -124,16 +125,18 @@ class Fit:
         train, test = (part.finish() for part in self._parts)
         if not train.rows:
             return start
-        best, damping = np.inf, DAMPINGS[len(DAMPINGS) // 2]
-        if test.rows:
-            best, damping = test.error(start), 0.0
-            for candidate in DAMPINGS:
-                error = test.error(ridge(train, start, candidate))
-                if error < best:
-                    best, damping = error, candidate
-            if not damping:
-                return start
-        return ridge(self.all, start, damping)
+        middle = len(DAMPINGS) // 2
+        if not test.rows:
+            return ridge(train, start, DAMPINGS[middle])
+        errors = {k: test.error(ridge(train, start, DAMPINGS[k])) for k in (middle - 1, middle)}
+        # Errors fall and then rise along the dampings: follow them down on the lower side.
+        step, k = (-1, middle - 1) if errors[middle - 1] < errors[middle] else (1, middle)
+        while 0 <= k + step < len(DAMPINGS):
+            errors[k + step] = test.error(ridge(train, start, DAMPINGS[k + step]))
+            if errors[k + step] >= errors[k]:
+                break
+            k += step
+        return ridge(self.all, start, DAMPINGS[k]) if errors[k] < test.error(start) else start
 
 
 def ridge(gram: Gram, start: Matrix, damping: float) -> Matrix:
@@ -143,5 +146,8 @@ def ridge(gram: Gram, start: Matrix, damping: float) -> Matrix:
     shift = damping * diagonal.mean(axis=1)
     shift[shift == 0] = 1.0  # no input at all: any weight does
     damped = gram.features + shift[:, None, None] * np.eye(size)
-    step: Matrix = np.linalg.solve(damped, gram.cross - gram.features @ start)
+    right = gram.cross - gram.features @ start
+    if len(damped) > 1:
+        return start + np.linalg.solve(damped, right)
+    step: Matrix = scipy.linalg.solve(damped[0], right[0], assume_a="pos", overwrite_a=True)
     return start + step

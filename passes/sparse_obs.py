@@ -12,7 +12,8 @@ columns scaled so that H has a unit diagonal, and the penalty on their differenc
 and Alistarh, ICML 2023) decides column by column and never takes a decision back; with the same finish its
 error is larger, several times so at high ratios.
 
-*The finish* is exact: with the mask fixed, the weights of each row are the solution of a linear system.
+*The finish*: with the mask fixed, the weights of each row are the solution of a linear system, solved
+exactly, or by conjugate gradients where systems are large and many.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ _SWEEPS = 5
 # Error curves are read off about this many rows of a weight.
 _SAMPLE = 128
 _SAMPLE_STAGES = 6
+# Conjugate gradients stop at this residual, relative to the target, or after so many steps.
+_RESIDUAL = 1e-8
+_STEPS = 100
+# One operation of a Cholesky factorisation costs as much as so many of a product of large matrices.
+_FACTORING = 3
 
 
 @dataclass(frozen=True)
@@ -78,27 +84,40 @@ def sparsify_matrix(
     raw = _stack(gram)
     damped = _damped(raw, damping)
     goal = dense if cross is None else _fit(raw, damped, dense, _stack(cross))
-    mask = _search(goal, damped, [pattern], run, stages)[0][1]
-    sparse = refit_masked(goal, damped, mask)
+    [(near, mask)] = _search(goal, damped, [pattern], run, stages)
+    sparse = refit_masked(goal, damped, mask, start=near)
     energy = _energy(goal, raw)
     error = _energy(goal - sparse, raw) / energy if energy > 0 else 0.0
     return Sparse(sparse.reshape(shape), mask.reshape(shape), error)
 
 
-def refit_masked(weight: ArrayLike, gram: ArrayLike, mask: Mask, cross: ArrayLike | None = None) -> Floats:
+def refit_masked(
+    weight: ArrayLike,
+    gram: ArrayLike,
+    mask: Mask,
+    cross: ArrayLike | None = None,
+    start: ArrayLike | None = None,
+) -> Floats:
     """The weight, zero outside a mask, whose outputs are nearest to those of ``weight``, or to Y of XᵀY.
 
     Shapes as in :func:`sparsify_matrix`; ``gram`` is to be positive definite (damped). Rows that keep the
-    same columns, as the rows of a block do, are solved for together.
+    same columns, as the rows of a block do, are solved for together. Where there are so many large systems
+    that factoring each would take longer, all rows go through up to 100 steps of conjugate gradients from
+    ``start``, which leave an error between that of ``start`` and the least.
 
     Raises:
         numpy.linalg.LinAlgError: ``gram`` is not positive definite.
     """
     dense, grams, masks = _stack(weight), _stack(gram), _stack(mask).astype(bool)
     wanted = dense @ grams if cross is None else _stack(cross).transpose(0, 2, 1)
+    first = dense if start is None else _stack(start)
     fitted = np.zeros_like(dense)
-    for fit, h, target, keep in zip(fitted, grams, wanted, masks, strict=True):
+    for g, (h, target, keep) in enumerate(zip(grams, wanted, masks, strict=True)):
         supports, which = np.unique(keep, axis=0, return_inverse=True)
+        factoring = _FACTORING * float((supports.sum(1, dtype=np.float64) ** 3).sum()) / 3
+        if factoring > _STEPS * 2.0 * keep.shape[0] * keep.shape[1] ** 2:
+            fitted[g] = _descend(h, target, keep, first[g])
+            continue
         for i, support in enumerate(supports):
             columns, rows = np.flatnonzero(support), np.flatnonzero(which.ravel() == i)
             if len(columns):
@@ -106,8 +125,33 @@ def refit_masked(weight: ArrayLike, gram: ArrayLike, mask: Mask, cross: ArrayLik
                     h[np.ix_(columns, columns)], lower=True, overwrite_a=True, check_finite=False
                 )
                 solved = cho_solve(factor, target[np.ix_(rows, columns)].T, check_finite=False)
-                fit[np.ix_(rows, columns)] = solved.T
+                fitted[g][np.ix_(rows, columns)] = solved.T
     return fitted.reshape(np.shape(weight))
+
+
+def _descend(gram: Floats, target: Floats, keep: Mask, start: Floats) -> Floats:
+    """Conjugate gradients for all rows at once, each on its own columns, preconditioned by the diagonal."""
+    diagonal = np.diagonal(gram)
+    found = np.where(keep, start, 0)
+    residual = np.where(keep, target - found @ gram, 0)
+    direction = residual / diagonal
+    size = (residual * direction).sum(1)
+    enough = _RESIDUAL**2 * np.where(keep, target * target / diagonal, 0).sum(1)
+    for _ in range(_STEPS):
+        moving = size > enough
+        if not moving.any():
+            break
+        change = np.where(keep, direction @ gram, 0)
+        curve = (direction * change).sum(1)
+        step = np.divide(size, curve, out=np.zeros_like(size), where=moving)[:, None]
+        found += step * direction
+        residual -= step * change
+        scaled = residual / diagonal
+        before, size = size, (residual * scaled).sum(1)
+        direction = (
+            scaled + np.divide(size, before, out=np.zeros_like(size), where=moving)[:, None] * direction
+        )
+    return found
 
 
 def error_curve(

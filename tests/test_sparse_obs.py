@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnx_prune.analysis.patterns.pattern import NM, Blocks, Pattern, parse_pattern
+from onnx_prune.passes import sparse_obs
 from onnx_prune.passes.sparse_obs import Sparse, error_curve, refit_masked, sparsify_matrix
 
 Floats = NDArray[np.float64]
@@ -38,6 +39,30 @@ def test_a_refit_is_the_least_squares_solution_of_each_row() -> None:
     for row, kept, dense in zip(fitted, keep, weight, strict=True):
         expected = np.linalg.lstsq(inputs[:, kept], inputs @ dense, rcond=None)[0]
         np.testing.assert_allclose(row[kept], expected, atol=1e-9)
+
+
+def test_large_refits_descend_to_the_same_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _, gram = layer(6, 12)
+    keep = np.random.default_rng(1).random(weight.shape) < 0.5
+    keep[5] = False
+    exact = refit_masked(weight, gram, keep)
+    monkeypatch.setattr(sparse_obs, "_FACTORING", 1e9)
+    found = refit_masked(weight, gram, keep)
+    assert found.tobytes() != exact.tobytes()  # the other way was taken
+    np.testing.assert_allclose(found, exact, atol=1e-6)
+    np.testing.assert_array_equal(found != 0, keep)
+
+
+def test_a_descent_that_is_cut_short_is_no_worse_than_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, _, gram = layer(6, 40)
+    keep = np.random.default_rng(1).random(weight.shape) < 0.5
+    monkeypatch.setattr(sparse_obs, "_FACTORING", 1e9)
+    start, errors = np.where(keep, weight, 0), []
+    for steps in (0, 1, 3, 9, 40):
+        monkeypatch.setattr(sparse_obs, "_STEPS", steps)
+        errors.append(relative(weight, refit_masked(weight, gram, keep, start=start), gram))
+    assert errors[0] == pytest.approx(relative(weight, start, gram))
+    assert all(later < earlier for earlier, later in pairwise(errors))
 
 
 def test_a_refit_reaches_for_other_outputs() -> None:

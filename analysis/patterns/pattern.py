@@ -75,7 +75,7 @@ class NM:
         for start, stop, size, kept in self._spans(grid.shape[-1]):
             shape = (*grid.shape[:-1], -1, size)
             best = np.argsort(-grid[..., start:stop].reshape(shape), axis=-1, kind="stable")[..., :kept]
-            chosen = np.zeros(best.shape[:-1] + (size,), bool)
+            chosen = np.zeros((*best.shape[:-1], size), bool)
             np.put_along_axis(chosen, best, True, axis=-1)
             keep[..., start:stop] = chosen.reshape(*grid.shape[:-1], stop - start)
         return keep.reshape(energy.shape)
@@ -94,7 +94,7 @@ class NM:
         return Violation(text, len(found), min(found))
 
     def _spans(self, run: int) -> list[tuple[int, int, int, int]]:
-        """The whole groups of a run, and the incomplete one: first and last column, size, and how many stay."""
+        """The whole groups of a run, and the incomplete one: from and to column, size, how many stay."""
         whole = run - run % self.m
         spans = [(0, whole, self.m), (whole, run, run - whole)]
         return [(start, stop, m, -(-self.n * m // self.m)) for start, stop, m in spans if stop > start]
