@@ -20,6 +20,7 @@ Matrix = NDArray[np.float64]
 # The share of the units that are left which goes in one step, before the others are scored again.
 _STEP = 1 / 16
 _DAMPING = 1e-2  # of the mean of the diagonal
+_DEAD = 1e-12
 
 
 @dataclass
@@ -48,7 +49,9 @@ class _Elimination:
         damping = _DAMPING * float(diagonal.mean()) or 1.0
         self.inverse = np.linalg.inv(gram + damping * np.eye(len(gram)))
         self.inverse = (self.inverse + self.inverse.T) / 2
-        self.weight = _narrow(np.asarray(consumer.weight, np.float64))
+        weight = np.array(consumer.weight, np.float64)
+        weight[diagonal <= _DEAD * diagonal.mean()] = 0  # what is never there costs nothing
+        self.weight = _narrow(weight)
         self.units = consumer.units.copy()
         self.energy = consumer.energy
 
@@ -116,7 +119,7 @@ def eliminate(size: int, consumers: list[Consumer]) -> Curve:
     order: list[int] = []
     errors = [0.0]
     while len(alive) > 1:
-        scores = np.sum([state.scores(size) for state in states], axis=0)[alive]
+        scores = sum((state.scores(size) for state in states), np.zeros(size))[alive]
         count = max(1, int(len(alive) * _STEP))
         going = np.argsort(scores, kind="stable")[:count]
         added = sum(state.remove(alive[going]) for state in states)

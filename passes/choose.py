@@ -18,6 +18,7 @@ from .calibrate import Calibration
 from .execute import Arrays
 from .influence import influences
 from .statistics import collect
+from .stretch import stretched, variants_for
 
 OBS = "obs"
 # Of groups that no measured layer reads, as in the bodies of loops.
@@ -44,8 +45,13 @@ def rank_by_obs(
     """
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
         progress("measure what layers read")
+        variants = variants_for(analysis.macs(Selection({})), calibration.samples)
         statistics = collect(
-            analysis, calibration.batches(), Path(folder) / "all", seed, samples=calibration.samples
+            analysis,
+            stretched(calibration.batches, variants, seed),
+            Path(folder) / "all",
+            seed,
+            samples=calibration.samples * (1 + variants),
         )
         progress("measure what errors do")
         once = analysis.macs(Selection({})) * len(statistics.outputs) / 2

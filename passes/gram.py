@@ -102,16 +102,13 @@ class Fit:
     inputs: int
     outputs: int
     _parts: list[Gram] = field(init=False)
-    _batches: int = 0
 
     def __post_init__(self) -> None:
         self._parts = [Gram.empty(self.groups, self.inputs, self.outputs) for _ in range(2)]
 
-    def add(self, features: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
-        """One batch; see `Gram.add`."""
-        held_out = self._batches % _HELD_OUT == _HELD_OUT - 1
-        self._parts[held_out].add(features, wanted)
-        self._batches += 1
+    def add(self, features: NDArray[np.float32], wanted: NDArray[np.float32], batch: int) -> None:
+        """Features and outputs of the samples of a batch, by whose number it is held out; see `Gram.add`."""
+        self._parts[batch % _HELD_OUT == _HELD_OUT - 1].add(features, wanted)
 
     @property
     def all(self) -> Gram:

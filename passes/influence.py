@@ -44,7 +44,8 @@ def influences(
         if name in outputs or not stream.holds(name) or not apart:
             found[name] = 1.0
             continue
-        found[name] = _answer(stream, name, plain, outputs, end) / (_MOVE * apart)
+        later = [output for output in outputs if positions[output] > positions[name]]
+        found[name] = _answer(stream, name, plain, later, end) / (_MOVE * apart)
     return found
 
 

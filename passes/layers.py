@@ -112,7 +112,7 @@ class Layer:
         form = self.fact.form
         if form in ("window", "spread") or (form == "scale" and self._channel_axis(y) == 1):
             y = np.moveaxis(y, 1, -1)
-        elif form == "columns":
+        elif form == "columns" and y.ndim > 1:
             y = y.swapaxes(-1, -2)
         flat = y.reshape(-1, y.shape[-1])[rows].astype(np.float32, copy=False)
         return np.ascontiguousarray(flat.reshape(len(rows), self.groups, -1).transpose(1, 0, 2))
@@ -134,7 +134,7 @@ class Layer:
             return np.zeros((self.groups, len(rows), 0), np.float32)
         if form == "scale":
             return self.outputs_at(y, rows)
-        if form == "columns" or (form == "gemm" and self.node.attrs.get("transA")):
+        if (form == "columns" and x.ndim > 1) or (form == "gemm" and self.node.attrs.get("transA")):
             x = x.swapaxes(-1, -2)
         return x.reshape(1, -1, x.shape[-1])[:, rows].astype(np.float32, copy=False)
 

@@ -14,6 +14,7 @@ from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
 from ..analysis.scores import CRITERIA
+from ..analysis.selection import Selection
 from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import Calibration, Spec, open_calibration
@@ -22,6 +23,7 @@ from .cleanup import Cleanup
 from .fold import FoldConstants
 from .recover import Refit, recover
 from .shrink import Shrink
+from .stretch import stretched, variants_for
 
 RECOVERIES = ("least-squares", "none")
 
@@ -86,13 +88,15 @@ def refitted(
     if plan.blocks or analysis is None:
         analysis = analyze(DropBlocks(plan.blocks)(model))
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
+        variants = variants_for(analysis.macs(Selection({})), calibration.samples)
         return recover(
             analysis,
             smaller,
             select(analysis, plan),
-            calibration.batches,
+            lambda: stretched(calibration.batches, variants),
             Path(folder),
             progress=lambda name: progress(f"fit {name}"),
+            variants=variants,
         )
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,12 +68,14 @@ def recover(
     folder: Path,
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
+    variants: int = 0,
 ) -> tuple[Model, tuple[Refit, ...]]:
     """Fit the layers of ``pruned`` again, which keeps ``selection`` of the analysed dense model.
 
     Args:
         folder: for activations on disk; emptied by the caller.
         progress: called with the name of each layer.
+        variants: of every batch that follow it, and are held out with it.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of the models on these inputs.
@@ -82,9 +85,16 @@ def recover(
     done = []
     new: dict[str, Array] = {}
     inputs: dict[int, tuple[int, str]] = {}
-    for place in _places(analysis, pruned, dense, small):
+    places = _places(analysis, pruned, dense, small)
+    furthest = 0  # the dense model may run its layers in another order
+    for place in places:
+        furthest = max(furthest, place.dense + 1)
+        dense.hold(place.node.key, furthest)
+        if place.sum is not None:
+            dense.hold(place.sum[0], furthest)
+    for place in places:
         progress(place.node.name)
-        refit = _Refitter(analysis, selection, dense, small, place, seed).run()
+        refit = _Refitter(analysis, selection, dense, small, place, seed, variants).run()
         if refit is None:
             continue
         told, values = refit
@@ -94,6 +104,7 @@ def recover(
             new[name] = value
         if place.bias is not None and not place.node.has(place.fact.bias or 0) and place.bias in values:
             inputs[place.position] = (place.fact.bias or 0, place.bias)
+            small.set_input(place.position, place.fact.bias or 0, place.bias)
     return Model(_with(pruned.proto, new, inputs), pruned.path), tuple(done)
 
 
@@ -124,8 +135,18 @@ def _places(analysis: Analysis, pruned: Model, dense: Stream, small: Stream) -> 
     positions = {node.output[0]: k for k, node in enumerate(small.nodes)}
     before = {node.output[0]: k for k, node in enumerate(dense.nodes)}
     outputs = {output.name for output in pruned.proto.graph.output}
-    linears = analyze(pruned).walk.linears
-    shifts = frozenset(fact.node.outputs[0] for fact in linears if fact.form == "shift")
+    walk = analyze(pruned).walk
+    linears = [fact for fact in walk.linears if fact.node.inputs[fact.data] in small.dependent]
+    shifts = frozenset(
+        fact.node.outputs[0]
+        for fact in linears
+        if fact.form == "shift"
+        and (term := fact.node.inputs[fact.weight]) in small.weights
+        and reads[term] == 1
+        and len(small.weights[term].dims) == 1
+        and small.weights[term].dims[0] > 1
+    )
+    sizes = {name: [a.size for a in axes] for name, axes in walk.axes_of.items() if axes is not None}
     found = []
     for fact in linears:
         node, key = fact.node, fact.node.outputs[0]
@@ -144,13 +165,21 @@ def _places(analysis: Analysis, pruned: Model, dense: Stream, small: Stream) -> 
             continue
         bias = _bias(fact, node, small, reads, outputs)
         layer = Layer(fact, node, shape)
-        total = _sum_with_known(key, small, positions, before, shifts)
+        if fact.form == "scale" and bias is None and fact.bias is not None and node.has(fact.bias):
+            continue
+        total = _sum_with_known(key, small, positions, before, shifts, outputs, sizes)
         found.append(_Place(fact, node, layer, positions[key], before[key], weight, bias, shifts, total))
     return sorted(found, key=lambda place: place.position)
 
 
 def _sum_with_known(
-    key: str, small: Stream, positions: dict[str, int], before: dict[str, int], shifts: frozenset[str]
+    key: str,
+    small: Stream,
+    positions: dict[str, int],
+    before: dict[str, int],
+    shifts: frozenset[str],
+    outputs: set[str],
+    sizes: dict[str, list[int]],
 ) -> tuple[str, str, int] | None:
     """A sum of the layer's result with something that is known by then, as of a branch with its skip path.
 
@@ -159,7 +188,7 @@ def _sum_with_known(
     operand = key
     for _ in range(2):
         readers = [node for node in small.nodes[positions[key] + 1 :] if operand in read_by(node)]
-        if len(readers) != 1 or readers[0].op_type != "Add":
+        if operand in outputs or len(readers) != 1 or readers[0].op_type != "Add":
             return None
         total = readers[0].output[0]
         if total not in shifts:
@@ -168,6 +197,8 @@ def _sum_with_known(
     others = [name for name in readers[0].input if name != operand]
     if len(others) != 1 or total not in before or total in shifts:
         return None
+    if sizes.get(total) != sizes.get(key):
+        return None  # the sum broadcasts
     known = positions.get(others[0], len(small.nodes)) < positions[key]
     return (total, others[0], before[total]) if known else None
 
@@ -186,10 +217,17 @@ def _bias(fact: Linear, node: Node, small: Stream, reads: Counter[str], outputs:
 
 class _Refitter:
     def __init__(
-        self, analysis: Analysis, selection: Selection, dense: Stream, small: Stream, place: _Place, seed: int
+        self,
+        analysis: Analysis,
+        selection: Selection,
+        dense: Stream,
+        small: Stream,
+        place: _Place,
+        seed: int,
+        variants: int,
     ) -> None:
         self.analysis, self.selection, self.seed = analysis, selection, seed
-        self.dense, self.small, self.place = dense, small, place
+        self.dense, self.small, self.place, self.variants = dense, small, place, variants
 
     def run(self) -> tuple[Refit, dict[str, Array]] | None:
         place, layer = self.place, self.place.layer
@@ -206,7 +244,7 @@ class _Refitter:
             if free:
                 ones = np.ones((*features.shape[:2], 1), np.float32)
                 features = np.concatenate([features, ones], axis=2)
-            fit.add(features, layer.outputs_at(y, rows))
+            fit.add(features, layer.outputs_at(y, rows), batch // (1 + self.variants))
         gram = fit.all
         energy = gram.energy or 1.0
         error = gram.error(start) / energy
@@ -261,7 +299,22 @@ class _Refitter:
                 y = self._restricted(place.sum[0], next(sums)[place.sum[0]]) - small[place.sum[1]]
             else:
                 y = self._restricted(key, dense[key])
+            y = y - self._constant(y)
             yield small[data], next(own)[key] if own is not None else y, y
+
+    def _constant(self, y: Array) -> Any:
+        """What a bias adds that cannot be fitted, and stays."""
+        place = self.place
+        i = place.fact.bias
+        if place.bias is not None or i is None or not place.node.has(i):
+            return y.dtype.type(0)
+        name = place.node.inputs[i]
+        if name not in self.small.weights:
+            return y.dtype.type(0)
+        value = array_of(self.small.weights[name])
+        if place.fact.form in ("window", "spread"):
+            value = value.reshape(-1, *[1] * (y.ndim - 2))
+        return (value * place.layer.bias_scale).astype(y.dtype)
 
     def _restricted(self, name: str, y: Array) -> Array:
         """What the pruned model keeps of a tensor of the dense one."""

@@ -23,6 +23,7 @@ from .stream import Stream
 # Rows of features drawn for a Gram matrix of K features: this many at least, and so many times K.
 LEAST_ROWS = 8192
 ROWS_A_FEATURE = 4
+_LEAST_INFLUENCE = 1e-9
 _ELEMENTS = 1 << 26  # of activations of a batch that are held at once
 
 
@@ -96,7 +97,10 @@ class Statistics:
     def consumers(self, axis: Axis) -> list[Consumer]:
         """What reads the units of a group's axis."""
         return [
-            replace(consumer, energy=consumer.energy / self._influence.get(probe.output, 1.0))
+            replace(
+                consumer,
+                energy=consumer.energy / max(_LEAST_INFLUENCE, self._influence.get(probe.output, 1.0)),
+            )
             for probe in self._probes
             if axis in probe.atoms
             for consumer in probe.consumers(axis)

@@ -60,6 +60,18 @@ class Stream:
         """Nodes that have not run yet see another value of an initializer, or a new one."""
         self.weights[name] = tensor_of(value, name)
 
+    def set_input(self, position: int, i: int, name: str) -> None:
+        """The node at ``position``, which has not run yet, reads ``name`` as its input ``i``."""
+        node = onnx.NodeProto()
+        node.CopyFrom(self.nodes[position])
+        node.input.extend([""] * (i + 1 - len(node.input)))
+        node.input[i] = name
+        self.nodes[position] = node
+
+    def hold(self, name: str, stop: int) -> None:
+        """Keep a tensor until the nodes before ``stop`` have run, even when none of them reads it."""
+        self._last_read[name] = max(stop, self._last_read.get(name, -1))
+
     def advance(self, stop: int, wanted: Sequence[str]) -> Iterator[Arrays]:
         """Run the nodes before ``stop`` on every batch, giving the wanted tensors of each; exhaust it."""
         made = {name for node in self.nodes[self.position : stop] for name in node.output if name}

@@ -22,8 +22,9 @@ def problem(
 
 def fitted(features: Array, wanted: Array, batches: int) -> Fit:
     fit = Fit(features.shape[0], features.shape[2], wanted.shape[2])
-    for x, y in zip(np.array_split(features, batches, 1), np.array_split(wanted, batches, 1), strict=True):
-        fit.add(x.astype(np.float32), y.astype(np.float32))
+    parts = zip(np.array_split(features, batches, 1), np.array_split(wanted, batches, 1), strict=True)
+    for batch, (x, y) in enumerate(parts):
+        fit.add(x.astype(np.float32), y.astype(np.float32), batch)
     return fit
 
 
@@ -42,9 +43,10 @@ def test_sums_over_batches_are_those_of_all_rows() -> None:
         assert gram.error(weight) == pytest.approx(np.square(x @ weight - y).sum(), rel=1e-4)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("start", [0.0, 5.0])
-def test_plenty_of_samples_give_the_exact_solution(start: float) -> None:
-    x, truth, y = problem(4000)
+def test_plenty_of_samples_give_the_exact_solution(start: float, groups: int) -> None:
+    x, truth, y = problem(4000, groups=groups)
     solved = fitted(x, y, 8).solve(truth + start)
     np.testing.assert_allclose(solved, truth, atol=1e-3)
 
@@ -112,9 +114,10 @@ def test_features_that_never_vary_keep_their_coefficients() -> None:
     np.testing.assert_allclose(solved[1], start[1])
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("damping", [1e-4, 0.1, 10.0])
-def test_ridge_is_the_minimum_it_says(damping: float) -> None:
-    x, truth, y = problem(30, noise=0.5)
+def test_ridge_is_the_minimum_it_says(damping: float, groups: int) -> None:
+    x, truth, y = problem(30, noise=0.5, groups=groups)
     gram = fitted(x, y, 1).all
     start = truth + 1
     solved = ridge(gram, start, damping)
