@@ -43,7 +43,7 @@ from .passes.blocks import DropBlocks
 from .passes.calibrate import SAMPLES, Calibration, open_calibration
 from .passes.calibrate import Spec as CalibrationSource
 from .passes.choose import FALLBACK, OBS, rank_by_obs
-from .passes.pipeline import calibrate, difference, recovery_of, refitted, shrunk
+from .passes.pipeline import calibrate, difference, methods, recovery_of, refitted, shrunk
 from .passes.recover import Refit
 from .passes.save import save
 from .passes.soundness import check_rule
@@ -141,8 +141,8 @@ def plan(
     params: float | None = None,
     multiple: int = 1,
     ignore: Sequence[str] = (),
-    criterion: str = "obs",
-    recover: str = "least-squares",
+    criterion: str | None = None,
+    recover: str | None = None,
     calibration: Calibration | CalibrationSource = None,
     samples: int = SAMPLES,
     drop: Sequence[str] = (),
@@ -153,8 +153,9 @@ def plan(
     Args:
         criterion: how channels are ranked: "obs" by what their removal costs on calibration inputs once the
             rest is fitted again (`analysis.obs`), or a name in `analysis.scores.CRITERIA` by their weights.
+            None is "obs" where calibration inputs are given, and "l2" where not.
         recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
-            them.
+            them. None is "least-squares" where calibration inputs are given, and "none" where not.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
         samples: how many of them are used at most.
         drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
@@ -167,6 +168,7 @@ def plan(
         UsageError: an argument is out of range or names something unknown.
         PlanError: nothing can be removed, or the budget cannot be met.
     """
+    criterion, recover = methods(criterion, recover, calibration)
     analysis = model if isinstance(model, Analysis) else analyze(model)
     whole = analysis
     if drop:
@@ -277,8 +279,8 @@ def prune(
     params: float | None = None,
     multiple: int = 1,
     ignore: Sequence[str] = (),
-    criterion: str = "obs",
-    recover: str = "least-squares",
+    criterion: str | None = None,
+    recover: str | None = None,
     calibration: Calibration | CalibrationSource = None,
     samples: int = SAMPLES,
     drop: Sequence[str] = (),
@@ -299,6 +301,7 @@ def prune(
     Raises:
         UsageError, PlanError: as `plan`.
     """
+    criterion, recover = methods(criterion, recover, calibration)
     seconds: dict[str, float] = {}
 
     def timed(step: str, work: Callable[[], T]) -> T:

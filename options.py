@@ -33,15 +33,19 @@ Ignore = Annotated[
     typer.Option("--ignore", metavar="NAME", help="Leave this node, tensor or group whole. Repeatable."),
 ]
 Criterion = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--criterion", metavar="NAME", help="How channels are ranked: obs (on calibration inputs), l2 or l1."
+        "--criterion",
+        metavar="NAME",
+        help="How channels are ranked: obs (the default with --calibration), l2 (without) or l1.",
     ),
 ]
 Recover = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--recover", metavar="NAME", help="least-squares: fit the layers that stay again; none: leave them."
+        "--recover",
+        metavar="NAME",
+        help="least-squares: fit the layers that stay again (default with --calibration); none.",
     ),
 ]
 Calibration = Annotated[
@@ -49,7 +53,7 @@ Calibration = Annotated[
     typer.Option(
         "--calibration",
         metavar="DATA",
-        help="Unlabelled inputs: FILE.npz, a FOLDER of .npy files, or module:function; else synthetic.",
+        help="Unlabelled inputs: FILE.npz, a FOLDER of .npy files, or module:function.",
     ),
 ]
 Samples = Annotated[

@@ -18,7 +18,7 @@ from ..analysis.selection import Selection
 from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import Calibration, Spec, open_calibration
-from .choose import OBS
+from .choose import FALLBACK, OBS
 from .cleanup import Cleanup
 from .fold import FoldConstants
 from .recover import Refit, recover
@@ -36,6 +36,12 @@ def shrunk(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     """
     shrink = Shrink(plan, None if plan.blocks else analysis)
     return run_passes(model, [DropBlocks(plan.blocks), shrink, FoldConstants(), Cleanup()])
+
+
+def methods(criterion: str | None, recover: str | None, given: object) -> tuple[str, str]:
+    """The criterion and recovery to use: on data where some is ``given``, else on weights alone."""
+    measured = (OBS, RECOVERIES[0]) if given is not None else (FALLBACK, "none")
+    return criterion or measured[0], recover or measured[1]
 
 
 def calibrate(

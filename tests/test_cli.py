@@ -40,11 +40,12 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_plan_apply_verify_give_what_prune_gives(tmp_path: Path) -> None:
     plan, applied, pruned = tmp_path / "plan.json", tmp_path / "a.onnx", tmp_path / "b.onnx"
     few = ("--samples", "48")
-    assert run("plan", RESNET, "-o", plan, "--ratio", "0.5", *few).returncode == 0
+    measured = (*few, "--criterion", "obs", "--recover", "least-squares")
+    assert run("plan", RESNET, "-o", plan, "--ratio", "0.5", *measured).returncode == 0
     assert run("apply", RESNET, plan, "-o", applied, *few).returncode == 0
     done = run("verify", RESNET, applied, "--plan", plan, "--json", "-")
     assert done.returncode == 0 and json.loads(done.stdout)["verify"]["ok"] is True
-    done = run("prune", RESNET, "-o", pruned, "--ratio", "0.5", "--json", "-", *few)
+    done = run("prune", RESNET, "-o", pruned, "--ratio", "0.5", "--json", "-", *measured)
     assert done.returncode == 0
     assert applied.read_bytes() == pruned.read_bytes()
     data = json.loads(done.stdout)
