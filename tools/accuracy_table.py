@@ -104,10 +104,10 @@ def ours(name: str, model: Model) -> Iterator[Cell]:
     real = open_calibration({"x": load_digits("train").images[:IMAGES]}, model)
     synthetic = open_calibration(None, model)
     settings: dict[str, dict[str, Any]] = {
-        DATA: {"calibration": real},
-        NO_DATA: {"calibration": synthetic},
-        NO_FIT: {"calibration": real, "recover": "none"},
-        L2_FIT: {"calibration": real, "criterion": "l2"},
+        DATA: {"criterion": "obs", "recover": "least-squares", "calibration": real},
+        NO_DATA: {"criterion": "obs", "recover": "least-squares", "calibration": synthetic},
+        NO_FIT: {"criterion": "obs", "recover": "none", "calibration": real},
+        L2_FIT: {"criterion": "l2", "recover": "least-squares", "calibration": real},
         L2: {"criterion": "l2", "recover": "none"},
     }
     for share in SHARES:
@@ -145,12 +145,13 @@ Made by `make accuracy`, in one run with fixed seeds, with ONNX Runtime {onnxrun
 nothing else saw. MACs are those of the resulting .onnx by `onnx_prune.measure`; a budget is never exceeded,
 and where more than half a point more was removed than the row says, the cell says how much.
 
-- **{DATA}**: the default, calibrated on the first {IMAGES} training images without their labels.
-- **{NO_DATA}**: the default, on synthetic inputs.
-- **{NO_FIT}**: the channels of the first column go, the weights that stay are left as they were
-  (`--recover none`).
-- **{L2_FIT}**: channels by the norm of their weights, the rest fitted as in the first column
-  (`--criterion l2`).
+- **{DATA}**: `--criterion obs --recover least-squares --calibration`, on the first {IMAGES} training images
+  without their labels.
+- **{NO_DATA}**: the same on synthetic inputs, without `--calibration`.
+- **{NO_FIT}**: the channels of the first column go, and the weights that stay are left as they were
+  (`--criterion obs --recover none --calibration`).
+- **{L2_FIT}**: channels chosen by the norm of their weights, layers fitted as in the first column
+  (`--criterion l2 --recover least-squares --calibration`).
 - **{L2}**: magnitude pruning (`--criterion l2 --recover none`).
 """
     ]
