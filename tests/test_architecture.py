@@ -13,6 +13,7 @@ import onnx_prune
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ["analysis", "passes", "backends"]  # each may import those before it
+PACKAGES = [*FLOORS, "cli", "models"]
 
 
 def imports(path: Path) -> list[tuple[str, int]]:
@@ -86,7 +87,7 @@ def test_pruning_works_without_loading_tvm() -> None:
 
 
 def test_no_file_is_long() -> None:
-    for folder in [*FLOORS, "models", "tests", "tools"]:
+    for folder in [*FLOORS, "cli", "models", "tests", "tools"]:
         for path in sources(folder):
             assert len(path.read_text().splitlines()) <= 500, path
 
@@ -99,7 +100,7 @@ def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
         names = set(archive.namelist())
     assert {
         "onnx_prune/__init__.py",
-        "onnx_prune/cli.py",
+        "onnx_prune/cli/__init__.py",
         "onnx_prune/py.typed",
         "onnx_prune/analysis/rules/conv.py",
         "onnx_prune/analysis/report/report.html.j2",
@@ -108,6 +109,8 @@ def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
         "onnx_prune/models/digits.npz",
         "onnx_prune/models/zoo/tv_resnet50.onnx.xz",
     } <= names
+    modules = {f"onnx_prune/{p.relative_to(ROOT)}" for name in PACKAGES for p in sources(name)}
+    assert modules <= names
     outside = {n for n in names if not n.startswith("onnx_prune/") and ".dist-info/" not in n}
     assert not outside
     assert not any(part in name for name in names for part in ("tests/", ".dev/", ".venv/"))

@@ -1,0 +1,229 @@
+"""``onnx-prune plan``, ``apply``, ``prune`` and ``verify``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import onnx_prune as api
+import typer
+
+from ..analysis.errors import UsageError
+from ..analysis.report.summary import analysis_json, cost_json, recovery_json
+from ..passes.save import save_text
+from . import options
+from .app import app, examples
+from .show import check_outputs, console, emit, print_costs, report, say, step, verdict_json
+
+
+def _percent(text: str | None, option: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        raise UsageError(f"{option} '{text}' is no percentage: write 50%") from None
+
+
+def _budget(
+    ratio: float | None, macs: str | None, params: str | None, drop: list[str] | None
+) -> dict[str, Any]:
+    given = sum(value is not None for value in (ratio, macs, params))
+    if given > 1 or not (given or drop):
+        raise UsageError("give exactly one of --ratio, --macs and --params (none with --drop alone)")
+    return {"ratio": ratio, "macs": _percent(macs, "--macs"), "params": _percent(params, "--params")}
+
+
+@app.command(
+    epilog=examples(
+        "plan model.onnx -o plan.json --ratio 0.5",
+        "plan model.onnx -o plan.json --macs 50% --multiple 8 --ignore conv1 --calibration images.npz",
+    )
+)
+def plan(
+    model: options.ModelPath,
+    output: options.Output,
+    ratio: options.Ratio = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    multiple: options.Multiple = 1,
+    ignore: options.Ignore = None,
+    criterion: options.Criterion = None,
+    recover: options.Recover = None,
+    calibration: options.Calibration = None,
+    samples: options.Samples = 256,
+    drop: options.Drop = None,
+    export: options.Export = None,
+    json_: options.Json = None,
+) -> None:
+    """Choose the channels to remove, as a file to review and replay."""
+    budget = _budget(ratio, macs, params, drop)
+    check_outputs(output, export, json_)
+    seconds: dict[str, float] = {}
+    with step(seconds, "load"):
+        loaded = api.load(model)
+    with step(seconds, "analyze"):
+        analysis = api.analyze(loaded)
+    with step(seconds, "plan") as status:
+        chosen = api.plan(
+            analysis,
+            **budget,
+            multiple=multiple,
+            ignore=ignore or (),
+            criterion=criterion,
+            recover=recover,
+            calibration=calibration,
+            samples=samples,
+            drop=drop or (),
+            progress=status.update,
+        )
+        before = api.measure(loaded, analysis)
+        after = api.predict(api.analyze(api.without_blocks(loaded, chosen.blocks)), chosen)
+    save_text(chosen.to_json(), output)
+    if export:
+        save_text(api.export_lists(loaded, chosen), export)
+    print_costs(before, after)
+    removed = sum(entry.size - len(entry.keep) for entry in chosen.entries)
+    say(f"wrote {output}: {removed} channels of {len(chosen.entries)} groups go")
+    emit(
+        json_,
+        cost_json(before, after)
+        | analysis_json(analysis)
+        | {"plan": json.loads(chosen.to_json()), "plan_digest": chosen.digest, "seconds": seconds},
+    )
+
+
+@app.command(
+    epilog=examples(
+        "apply model.onnx plan.json -o smaller.onnx",
+        "apply model.onnx plan.json -o smaller.onnx --calibration images.npz",
+    )
+)
+def apply(
+    model: options.ModelPath,
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan made for this model.")],
+    output: options.Output,
+    calibration: options.Calibration = None,
+    samples: options.Samples = 256,
+    weights: options.Weights = None,
+    json_: options.Json = None,
+) -> None:
+    """Remove the channels a plan names."""
+    check_outputs(output, json_)
+    seconds: dict[str, float] = {}
+    with step(seconds, "load"):
+        loaded, chosen = api.load(model), api.load_plan(plan)
+    with step(seconds, "apply") as status:
+        if weights is not None:  # in place of fitting them
+            chosen = replace(chosen, options=chosen.options | {"recover": "none"})
+            smaller = api.take_weights(api.apply(loaded, chosen), api.load(weights))
+        else:
+            smaller = api.apply(
+                loaded, chosen, calibration=calibration, samples=samples, progress=status.update
+            )
+    before, after = api.measure(loaded), api.measure(smaller)
+    with step(seconds, "save"):
+        api.save(smaller, output)
+    print_costs(before, after)
+    say(f"wrote {output}")
+    emit(json_, cost_json(before, after) | {"plan_digest": chosen.digest, "seconds": seconds})
+
+
+@app.command(
+    epilog=examples(
+        "prune model.onnx -o smaller.onnx --ratio 0.5",
+        "prune model.onnx -o smaller.onnx --macs 50% --calibration images.npz --json -",
+        "prune model.onnx -o smaller.onnx --ratio 0.5 --criterion l2 --recover none",
+    )
+)
+def prune(
+    model: options.ModelPath,
+    output: options.Output,
+    ratio: options.Ratio = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    multiple: options.Multiple = 1,
+    ignore: options.Ignore = None,
+    criterion: options.Criterion = None,
+    recover: options.Recover = None,
+    calibration: options.Calibration = None,
+    samples: options.Samples = 256,
+    drop: options.Drop = None,
+    save_plan: Annotated[
+        Path | None,
+        typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
+    ] = None,
+    export: options.Export = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the certificate.")] = False,
+    json_: options.Json = None,
+) -> None:
+    """Plan, apply and verify in one go. Nothing is written when the certificate does not hold."""
+    budget = _budget(ratio, macs, params, drop)
+    check_outputs(output, save_plan, export, json_)
+    with console.status("load") as status:
+        loaded = api.load(model)
+        result = api.prune(
+            loaded,
+            **budget,
+            multiple=multiple,
+            ignore=ignore or (),
+            criterion=criterion,
+            recover=recover,
+            calibration=calibration,
+            samples=samples,
+            drop=drop or (),
+            check=not no_verify,
+            progress=status.update,
+        )
+    verdict = result.verdict
+    if verdict is None or verdict.ok:
+        if save_plan:
+            save_text(result.plan.to_json(), save_plan)
+        if export:
+            save_text(api.export_lists(loaded, result.plan), export)
+        api.save(result.model, output)
+    print_costs(result.before, result.after)
+    emit(
+        json_,
+        cost_json(result.before, result.after)
+        | analysis_json(result.analysis)
+        | {
+            "verify": verdict_json(verdict) if verdict else None,
+            "recover": recovery_json(result.refits),
+            "calibration": result.calibration,
+            "plan_digest": result.plan.digest,
+            "seconds": result.seconds,
+        },
+    )
+    if verdict:
+        report(verdict)
+    if result.calibration is not None:
+        say(f"calibrated on {result.calibration}")
+    if result.refits:
+        fitted = recovery_json(result.refits)
+        say(
+            f"fitted {fitted['layers']} layers again: mean error of their outputs"
+            f" {fitted['error_before']:.1%} before, {fitted['error_after']:.1%} after"
+        )
+    say(f"wrote {output}")
+
+
+@app.command(epilog=examples("verify model.onnx smaller.onnx --plan plan.json"))
+def verify(
+    model: options.ModelPath,
+    pruned: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The pruned model.")],
+    plan: Annotated[Path, typer.Option("--plan", metavar="PLAN.json", help="The plan it was pruned by.")],
+    json_: options.Json = None,
+) -> None:
+    """Check that a pruned model equals the masked original."""
+    check_outputs(json_)
+    seconds: dict[str, float] = {}
+    with step(seconds, "load"):
+        original, smaller, chosen = api.load(model), api.load(pruned), api.load_plan(plan)
+    with step(seconds, "verify"):
+        verdict = api.verify(original, smaller, chosen)
+    costs = cost_json(api.measure(original), api.measure(smaller))
+    emit(json_, costs | {"verify": verdict_json(verdict), "seconds": seconds})
+    report(verdict)
