@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -109,6 +109,20 @@ class Goal:
     params: float | None = None
     multiple: int = 1
     ignore: tuple[str, ...] = ()
+
+    BUDGETS: ClassVar[tuple[str, ...]] = ("ratio", "macs", "params")
+
+    def as_share_of(self, whole: Analysis, left: Analysis) -> Goal:
+        """Budgets that are shares of one model, as shares of what is ``left`` of it."""
+
+        def share(fraction: float | None, cost: Callable[[Analysis], int]) -> float | None:
+            return fraction and min(1.0, fraction * cost(whole) / cost(left))
+
+        return replace(
+            self,
+            macs=share(self.macs, lambda a: a.macs(Selection({}))),
+            params=share(self.params, lambda a: a.params(Selection({}))),
+        )
 
     def check(self, analysis: Analysis) -> None:
         """Before any long work.

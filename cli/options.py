@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import onnx_prune as api
 import typer
+
+from ..analysis.errors import UsageError
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to read.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")]
@@ -75,3 +81,66 @@ Weights = Annotated[
 ]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="What to compile for: cpu.")]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run with.")]
+
+
+def percent(text: str | None, option: str) -> float | None:
+    """A share written as 50% or 50, as a fraction.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    try:
+        return float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        raise UsageError(f"{option} '{text}' is no percentage: write 50%") from None
+
+
+def _choice(
+    ratio: Ratio = None,
+    macs: Macs = None,
+    params: Params = None,
+    multiple: Multiple = 1,
+    ignore: Ignore = None,
+    criterion: Criterion = None,
+    recover: Recover = None,
+    calibration: Calibration = None,
+    samples: Samples = 256,
+    drop: Drop = None,
+) -> api.Options:
+    """What commands that choose channels are told, as the API takes it."""
+    given = sum(value is not None for value in (ratio, macs, params))
+    if given > 1 or not (given or drop):
+        raise UsageError("give exactly one of --ratio, --macs and --params (none with --drop alone)")
+    return {
+        "ratio": ratio,
+        "macs": percent(macs, "--macs"),
+        "params": percent(params, "--params"),
+        "multiple": multiple,
+        "ignore": ignore or (),
+        "criterion": criterion,
+        "recover": recover,
+        "calibration": calibration,
+        "samples": samples,
+        "drop": drop or (),
+    }
+
+
+def chooses(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of `_choice`, which reach it as its parameter ``chosen``."""
+    shared = inspect.signature(_choice, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        parameters += shared.values() if name == "chosen" else [parameter]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        chosen = _choice(**{name: values.pop(name) for name in shared})
+        command(**values, chosen=chosen)
+
+    told: Any = run
+    told.__signature__ = own.replace(parameters=parameters)
+    told.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run

@@ -5,35 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import onnx_prune as api
 import typer
 
-from ..analysis.errors import UsageError
 from ..analysis.report.summary import analysis_json, cost_json, recovery_json
 from ..passes.save import save_text
 from . import options
 from .app import app, examples
 from .show import check_outputs, console, emit, print_costs, report, say, step, verdict_json
-
-
-def _percent(text: str | None, option: str) -> float | None:
-    if text is None:
-        return None
-    try:
-        return float(text.strip().removesuffix("%")) / 100
-    except ValueError:
-        raise UsageError(f"{option} '{text}' is no percentage: write 50%") from None
-
-
-def _budget(
-    ratio: float | None, macs: str | None, params: str | None, drop: list[str] | None
-) -> dict[str, Any]:
-    given = sum(value is not None for value in (ratio, macs, params))
-    if given > 1 or not (given or drop):
-        raise UsageError("give exactly one of --ratio, --macs and --params (none with --drop alone)")
-    return {"ratio": ratio, "macs": _percent(macs, "--macs"), "params": _percent(params, "--params")}
 
 
 @app.command(
@@ -42,24 +23,15 @@ def _budget(
         "plan model.onnx -o plan.json --macs 50% --multiple 8 --ignore conv1 --calibration images.npz",
     )
 )
+@options.chooses
 def plan(
     model: options.ModelPath,
     output: options.Output,
-    ratio: options.Ratio = None,
-    macs: options.Macs = None,
-    params: options.Params = None,
-    multiple: options.Multiple = 1,
-    ignore: options.Ignore = None,
-    criterion: options.Criterion = None,
-    recover: options.Recover = None,
-    calibration: options.Calibration = None,
-    samples: options.Samples = 256,
-    drop: options.Drop = None,
+    chosen: api.Options,
     export: options.Export = None,
     json_: options.Json = None,
 ) -> None:
     """Choose the channels to remove, as a file to review and replay."""
-    budget = _budget(ratio, macs, params, drop)
     check_outputs(output, export, json_)
     seconds: dict[str, float] = {}
     with step(seconds, "load"):
@@ -67,31 +39,24 @@ def plan(
     with step(seconds, "analyze"):
         analysis = api.analyze(loaded)
     with step(seconds, "plan") as status:
-        chosen = api.plan(
+        made = api.plan(
             analysis,
-            **budget,
-            multiple=multiple,
-            ignore=ignore or (),
-            criterion=criterion,
-            recover=recover,
-            calibration=calibration,
-            samples=samples,
-            drop=drop or (),
+            **chosen,
             progress=status.update,
         )
         before = api.measure(loaded, analysis)
-        after = api.predict(api.analyze(api.without_blocks(loaded, chosen.blocks)), chosen)
-    save_text(chosen.to_json(), output)
+        after = api.predict(api.analyze(api.without_blocks(loaded, made.blocks)), made)
+    save_text(made.to_json(), output)
     if export:
-        save_text(api.export_lists(loaded, chosen), export)
+        save_text(api.export_lists(loaded, made), export)
     print_costs(before, after)
-    removed = sum(entry.size - len(entry.keep) for entry in chosen.entries)
-    say(f"wrote {output}: {removed} channels of {len(chosen.entries)} groups go")
+    removed = sum(entry.size - len(entry.keep) for entry in made.entries)
+    say(f"wrote {output}: {removed} channels of {len(made.entries)} groups go")
     emit(
         json_,
         cost_json(before, after)
         | analysis_json(analysis)
-        | {"plan": json.loads(chosen.to_json()), "plan_digest": chosen.digest, "seconds": seconds},
+        | {"plan": json.loads(made.to_json()), "plan_digest": made.digest, "seconds": seconds},
     )
 
 
@@ -138,19 +103,11 @@ def apply(
         "prune model.onnx -o smaller.onnx --ratio 0.5 --criterion l2 --recover none",
     )
 )
+@options.chooses
 def prune(
     model: options.ModelPath,
     output: options.Output,
-    ratio: options.Ratio = None,
-    macs: options.Macs = None,
-    params: options.Params = None,
-    multiple: options.Multiple = 1,
-    ignore: options.Ignore = None,
-    criterion: options.Criterion = None,
-    recover: options.Recover = None,
-    calibration: options.Calibration = None,
-    samples: options.Samples = 256,
-    drop: options.Drop = None,
+    chosen: api.Options,
     save_plan: Annotated[
         Path | None,
         typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
@@ -160,20 +117,12 @@ def prune(
     json_: options.Json = None,
 ) -> None:
     """Plan, apply and verify in one go. Nothing is written when the certificate does not hold."""
-    budget = _budget(ratio, macs, params, drop)
     check_outputs(output, save_plan, export, json_)
     with console.status("load") as status:
         loaded = api.load(model)
         result = api.prune(
             loaded,
-            **budget,
-            multiple=multiple,
-            ignore=ignore or (),
-            criterion=criterion,
-            recover=recover,
-            calibration=calibration,
-            samples=samples,
-            drop=drop or (),
+            **chosen,
             check=not no_verify,
             progress=status.update,
         )
