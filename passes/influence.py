@@ -14,10 +14,29 @@ import numpy as np
 
 from ..analysis.graph import Array
 from ..analysis.groups import Analysis
+from ..analysis.selection import Selection
+from .calibrate import Calibration
 from .execute import Arrays
 from .stream import Stream
 
 _MOVE = 0.02  # of the squared distance between samples
+# Samples by which influence is measured; multiply-accumulates it may cost.
+_FEW = (8, 64)
+_EFFORT = 2e11
+
+
+def root_influences(
+    analysis: Analysis, tensors: Sequence[str], calibration: Calibration, folder: Path
+) -> dict[str, float]:
+    """The root of `influences` on some calibration inputs: it damps an estimate that is one of first order.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    once = analysis.macs(Selection({})) * len(tensors) / 2
+    samples = min(max(_FEW[0], int(_EFFORT / max(once, 1))), _FEW[1])
+    found = influences(analysis, tensors, _first(calibration.batches(), samples), folder)
+    return {name: value**0.5 for name, value in found.items()}
 
 
 def influences(
@@ -82,3 +101,13 @@ def _squared(a: Array, b: Array) -> float:
     if a.dtype.kind not in "fV" or a.shape != b.shape:
         return 0.0
     return float(np.square(a.astype(np.float64) - b.astype(np.float64)).sum())
+
+
+def _first(batches: Iterator[Arrays], samples: int) -> Iterator[Arrays]:
+    """As many batches as have that many samples, and two at least where each has one."""
+    taken = 0
+    for arrays in batches:
+        yield arrays
+        taken += max((value.shape[0] for value in arrays.values() if value.ndim), default=1)
+        if taken >= samples:
+            return
