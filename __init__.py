@@ -47,6 +47,7 @@ from .passes.prune import (
 from .passes.recover import Refit
 from .passes.save import save
 from .passes.soundness import check_rule
+from .passes.sparsify import SparseLayer, Sparsified, sparsify
 from .passes.verify import Verdict
 from .passes.weights import take_weights
 
@@ -75,6 +76,8 @@ __all__ = [
     "PluginWarning",
     "PruneResult",
     "Refit",
+    "SparseLayer",
+    "Sparsified",
     "UsageError",
     "Verdict",
     "analyze",
@@ -92,6 +95,7 @@ __all__ = [
     "predict",
     "prune",
     "save",
+    "sparsify",
     "take_weights",
     "verify",
     "without_blocks",

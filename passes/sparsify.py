@@ -20,10 +20,10 @@ from ..analysis.facts import Linear
 from ..analysis.graph import array_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
-from ..analysis.patterns.pattern import Blocks, Pattern
+from ..analysis.patterns.pattern import Blocks, Pattern, parse_pattern
 from ..analysis.plan import Plan
 from ..analysis.selection import Selection
-from .calibrate import Calibration
+from .calibrate import SAMPLES, Calibration, Spec, open_calibration
 from .density import RATIOS, ErrorCurve, allocate
 from .gram import Fit, Matrix
 from .influence import root_influences
@@ -66,7 +66,7 @@ class SparseLayer:
 
 @dataclass(frozen=True)
 class Sparsified:
-    """What `make_sparse` made.
+    """What `sparsify` made.
 
     Attributes:
         layers: what became of each weight that is a matrix.
@@ -89,28 +89,44 @@ class Sparsified:
         return 1 - float(np.dot(sizes, left)) / sum(sizes) if sizes else 0.0
 
 
-def make_sparse(
+def sparsify(
     model: Model,
-    pattern: Pattern,
-    calibration: Calibration,
+    pattern: Pattern | str,
+    *,
+    calibration: Calibration | Spec = None,
+    samples: int = SAMPLES,
     ignore: Collection[str] = (),
     seed: int = 0,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Sparsified:
-    """A model whose weights satisfy ``pattern`` wherever they can.
+    """A model whose weights satisfy a sparsity pattern wherever they can.
 
     A ratio holds for all sparse layers together and is shared out by error; N:M holds in each. Layers whose
     weights the pattern does not fit stay dense, and so does what `Sparsified.layers` gives a reason for.
 
     Args:
+        pattern: "2:4" keeps two of four consecutive inputs, "4x1@75%" removes three quarters in blocks of
+            four outputs by one input, "80%" four fifths of single weights; see `parse_pattern`.
+        calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
+        samples: how many of them are used at most.
         ignore: names of nodes or weights that stay dense.
+        progress: called with the name of each step as it begins.
+
+    Example:
+        ``save(sparsify(model, "2:4", calibration="images.npz").model, "sparse.onnx")``
 
     Raises:
-        UsageError: a name in ``ignore`` is unknown.
+        UsageError: there is no such pattern, or a name in ``ignore`` is unknown.
         PlanError: no layer can be sparse, or not as sparse as asked.
         ModelError: ONNX Runtime cannot run the model on these inputs.
         CheckError: the certificate does not hold.
     """
+    wanted = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    inputs = (
+        calibration
+        if isinstance(calibration, Calibration)
+        else open_calibration(calibration, model, samples=samples)
+    )
     nothing = Plan((), {})
     folded = shrunk(model, nothing)  # a transposed weight becomes a weight, a BatchNormalization a bias
     verdict = certify(model, folded, nothing)
@@ -118,28 +134,28 @@ def make_sparse(
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
         stream = Stream(model.proto, iter(()), Path(folder) / "empty")
         places = find_places(model, stream, stream)
-        dense = _dense_reasons(analysis, places, stream, pattern, ignore)
+        dense = _dense_reasons(analysis, places, stream, wanted, ignore)
         chosen = [p for p in places if p.fact.form in MATRICES and p.weight not in dense]
         if not chosen:
             reasons = "; ".join(dict.fromkeys(dense.values())) or "the model has no matrix or convolution"
-            raise PlanError(f"no weight can take the pattern {pattern}: {reasons}")
-        wanted: Mapping[str, Pattern] = {place.weight: pattern for place in chosen}
-        if isinstance(pattern, Blocks):
-            ratios = _ratios(analysis, chosen, pattern, calibration, Path(folder), seed, progress)
-            wanted = {name: pattern.at(ratio) for name, ratio in ratios.items() if ratio > 0}
+            raise PlanError(f"no weight can take the pattern {wanted}: {reasons}")
+        patterns: Mapping[str, Pattern] = {place.weight: wanted for place in chosen}
+        if isinstance(wanted, Blocks):
+            ratios = _ratios(analysis, chosen, wanted, inputs, Path(folder), seed, progress)
+            patterns = {name: wanted.at(ratio) for name, ratio in ratios.items() if ratio > 0}
         sparse, refits = recover(
             analysis,
             model,
             Selection({}),
-            calibration.batches,
+            inputs.batches,
             Path(folder) / "fit",
             seed,
             progress=lambda name: progress(f"fit {name}"),
-            solver=lambda place, fit, start: _solve(place, fit, start, wanted.get(place.weight)),
+            solver=lambda place, fit, start: _solve(place, fit, start, patterns.get(place.weight)),
         )
-    layers = _layers(analysis, sparse, wanted, dense)
-    _certify(model, sparse, chosen, wanted)
-    return Sparsified(sparse, layers, refits, verdict, calibration.source)
+    layers = _layers(analysis, sparse, patterns, dense)
+    _certify(model, sparse, chosen, patterns)
+    return Sparsified(sparse, layers, refits, verdict, inputs.source)
 
 
 def _dense_reasons(
