@@ -23,11 +23,13 @@ from ..analysis.graph import Array, Node, array_of, constant_of, tensor_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.selection import Selection
+from ..analysis.walk import Walk
 from .execute import Arrays
 from .gram import Fit, Matrix
 from .layers import Layer, can_be_read
+from .reach import first_readers
 from .statistics import drawn_rows
-from .stream import Stream, read_by
+from .stream import THREADS, Stream, read_by
 
 LEAST_ROWS = 16384
 ROWS_A_FEATURE = 6
@@ -69,6 +71,8 @@ def recover(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
     variants: int = 0,
+    nearest: bool = False,
+    threads: int = THREADS,
 ) -> tuple[Model, tuple[Refit, ...]]:
     """Fit the layers of ``pruned`` again, which keeps ``selection`` of the analysed dense model.
 
@@ -76,16 +80,22 @@ def recover(
         folder: for activations on disk; emptied by the caller.
         progress: called with the name of each layer.
         variants: of every batch that follow it, and are held out with it.
+        nearest: fit only the layers that read what was cut (`passes.reach`), for what one cut does by itself.
+        threads: to run the models with.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of the models on these inputs.
     """
-    dense = Stream(analysis.model.proto, batches(), folder / "dense")
-    small = Stream(pruned.proto, batches(), folder / "pruned")
+    dense = Stream(analysis.model.proto, batches(), folder / "dense", threads)
+    small = Stream(pruned.proto, batches(), folder / "pruned", threads)
     done = []
     new: dict[str, Array] = {}
     inputs: dict[int, tuple[int, str]] = {}
-    places = _places(analysis, pruned, dense, small)
+    walk = analyze(pruned).walk
+    places = _places(walk, pruned, dense, small)
+    if nearest:
+        reached = first_readers(walk, analysis.walk, selection, {p.node.key: p.fact for p in places})
+        places = [place for place in places if place.node.key in reached]
     furthest = 0  # the dense model may run its layers in another order
     for place in places:
         furthest = max(furthest, place.dense + 1)
@@ -129,13 +139,12 @@ def _set_input(node: onnx.NodeProto, i: int, name: str) -> None:
     node.input[i] = name
 
 
-def _places(analysis: Analysis, pruned: Model, dense: Stream, small: Stream) -> list[_Place]:
+def _places(walk: Walk, pruned: Model, dense: Stream, small: Stream) -> list[_Place]:
     """Layers in the order in which the pruned model runs them."""
     reads = Counter(name for node in small.nodes for name in read_by(node))
     positions = {node.output[0]: k for k, node in enumerate(small.nodes)}
     before = {node.output[0]: k for k, node in enumerate(dense.nodes)}
     outputs = {output.name for output in pruned.proto.graph.output}
-    walk = analyze(pruned).walk
     linears = [fact for fact in walk.linears if fact.node.inputs[fact.data] in small.dependent]
     shifts = frozenset(
         fact.node.outputs[0]
