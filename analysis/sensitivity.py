@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from .axes import Axis
 from .errors import PlanError
@@ -102,8 +101,8 @@ class Sensitivity:
             curves = tuple(_curve(each, len(ratios)) for each in data["curves"])
             accuracy = None if data["accuracy"] is None else float(data["accuracy"])
             calibration = {str(k): str(v) for k, v in data["calibration"].items()}
-            names = (str(data[name]) for name in ("model", "criterion", "recover"))
-            return Sensitivity(*names, calibration, ratios, curves, accuracy)
+            model, criterion, recover = (str(data[name]) for name in ("model", "criterion", "recover"))
+            return Sensitivity(model, criterion, recover, calibration, ratios, curves, accuracy)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"the sensitivity file is malformed: {error!r}") from None
 
@@ -145,6 +144,8 @@ def model_digest(analysis: Analysis) -> str:
 def _errors(curve: Curve, size: int) -> Scores:
     """The measured errors at every count of ``size`` units, shape (size + 1,): never falling, and smooth, so
     that what was measured by chance is no better a choice than what lies between."""
+    from scipy.interpolate import PchipInterpolator  # takes a while to load
+
     removed = np.array(curve.removed)
     measured = np.maximum.accumulate(np.array(curve.measured))
     known = np.flatnonzero(np.diff(removed, prepend=-1) > 0)

@@ -30,8 +30,9 @@ def run_all(
     cluster: str | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[Result]:
-    """``work(shared, task)`` for each task, in their order. It runs with one thread each for linear algebra, so
-    that results do not depend on where it runs.
+    """``work(shared, task)`` for each task, in their order.
+
+    Each has one thread for linear algebra, so that results do not depend on where it runs.
 
     Args:
         work: a function of a module, which can be sent elsewhere by its name.
