@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from onnx_prune.analysis.report import heat
 from onnx_prune.models.digits import FOLDER, load_digits
 from onnx_prune.passes.execute import execute
 from recovering import Real
-from test_cli import RESNET, assert_one_line, run
+from test_cli import RESNET, assert_one_line, run, start
 
 ONE_PROCESS: dict[str, Any] = {"jobs": 1}
 RATIOS = (0.25, 0.5, 0.75)
@@ -351,6 +353,38 @@ def test_what_a_process_refuses_is_told_as_it_is() -> None:
     model = changed(net(), w4=np.zeros((8, 3)))
     with pytest.raises(ModelError, match="same for every sample"):
         measured(model, jobs=2, **PLAIN)
+
+
+def workers_of(process: int) -> list[Path]:
+    """Folders in /proc of the processes that measure."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return [
+            Path("/proc", n) for n in children if b"popen_loky" in Path("/proc", n, "cmdline").read_bytes()
+        ]
+    except FileNotFoundError:
+        return []
+
+
+def settled(condition: Callable[[], bool]) -> bool:
+    for _ in range(600):
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_control_c_ends_the_workers() -> None:
+    slow = ("--criterion", "l2", "--recover", "least-squares", "--jobs", "2")
+    with start("sensitivity", FOLDER / "digits_vit.onnx", *slow) as running:
+        assert settled(lambda: len(workers_of(running.pid)) == 2)
+        workers = workers_of(running.pid)
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in told
+    assert settled(lambda: not any(worker.exists() for worker in workers))
 
 
 @pytest.fixture(scope="module")
