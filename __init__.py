@@ -30,6 +30,7 @@ from .analysis.explain import Explanation, explain
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
 from .analysis.plan import Entry, Goal, Plan
+from .analysis.sensitivity import Curve, Sensitivity
 from .backends.run import bench, compile
 from .passes.calibrate import Calibration, open_calibration
 from .passes.calibrate import Spec as CalibrationSource
@@ -39,6 +40,7 @@ from .passes.prune import (
     apply,
     export_lists,
     load_plan,
+    load_sensitivity,
     plan,
     prune,
     verify,
@@ -46,6 +48,7 @@ from .passes.prune import (
 )
 from .passes.recover import Refit
 from .passes.save import save
+from .passes.sensitivity import sensitivity
 from .passes.soundness import check_rule
 from .passes.sparsify import SparseLayer, Sparsified, sparsify
 from .passes.verify import Verdict
@@ -59,6 +62,7 @@ __all__ = [
     "CalibrationSource",
     "CheckError",
     "Cost",
+    "Curve",
     "Entry",
     "Explanation",
     "Goal",
@@ -76,6 +80,7 @@ __all__ = [
     "PluginWarning",
     "PruneResult",
     "Refit",
+    "Sensitivity",
     "SparseLayer",
     "Sparsified",
     "UsageError",
@@ -89,12 +94,14 @@ __all__ = [
     "export_lists",
     "load",
     "load_plan",
+    "load_sensitivity",
     "measure",
     "open_calibration",
     "plan",
     "predict",
     "prune",
     "save",
+    "sensitivity",
     "sparsify",
     "take_weights",
     "verify",

@@ -178,12 +178,16 @@ def make_plan(
     asked = {"ratio": ratio, "macs": macs, "params": params}
     options: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     options |= {"multiple": multiple, "ignore": sorted(goal.ignore)} | dict(how or {})
-    entries = [
+    return Plan(entries_of(analysis, selection), options)
+
+
+def entries_of(analysis: Analysis, selection: Selection) -> tuple[Entry, ...]:
+    """The groups that shrink, as a plan lists them."""
+    return tuple(
         Entry(group.id, group.size, tuple(kept.tolist()))
         for group in analysis.groups
         if (kept := selection.positions(group.axis)) is not None
-    ]
-    return Plan(tuple(entries), options)
+    )
 
 
 def _check(ratio: float | None, macs: float | None, params: float | None, multiple: int) -> None:

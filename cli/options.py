@@ -65,6 +65,14 @@ Calibration = Annotated[
 Samples = Annotated[
     int, typer.Option("--samples", metavar="N", min=1, help="Use at most that many calibration inputs.")
 ]
+Sensitivity = Annotated[
+    Path | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="FILE.json",
+        help="Share a budget out by measured curves: what 'onnx-prune sensitivity --json' wrote.",
+    ),
+]
 Drop = Annotated[
     list[str] | None,
     typer.Option(
@@ -108,6 +116,7 @@ def _choice(
     calibration: Calibration = None,
     samples: Samples = 256,
     drop: Drop = None,
+    sensitivity: Sensitivity = None,
 ) -> api.Options:
     """What commands that choose channels are told, as the API takes it."""
     given = sum(value is not None for value in (ratio, macs, params))
@@ -124,6 +133,7 @@ def _choice(
         "calibration": calibration,
         "samples": samples,
         "drop": drop or (),
+        "sensitivity": sensitivity,
     }
 
 

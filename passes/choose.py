@@ -24,6 +24,25 @@ OBS = "obs"
 FALLBACK = "l2"
 
 
+def ranked(
+    analysis: Analysis,
+    criterion: str,
+    calibration: Calibration | None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Ranking:
+    """Rank by a criterion: "obs" on calibration inputs, any other by the values of weights.
+
+    Without inputs the order of "obs" is that of `FALLBACK`.
+
+    Raises:
+        UsageError: there is no criterion of that name.
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    if criterion == OBS and calibration is not None:
+        return rank_by_obs(analysis, calibration, progress=progress)
+    return rank(analysis, FALLBACK if criterion == OBS else criterion)
+
+
 @keeps_all
 def rank_by_obs(
     analysis: Analysis,

@@ -55,7 +55,7 @@ def influences(
     outputs = [name for name in analysis.walk.outputs if name in positions]
     end = len(stream.nodes)
     plain = list(stream.peek(end, outputs))
-    apart = sum(_distances([arrays[name] for arrays in plain]) for name in outputs)
+    apart = sum(distances([arrays[name] for arrays in plain]) for name in outputs)
     found: dict[str, float] = {}
     for name in sorted((t for t in tensors if t in positions), key=positions.__getitem__):
         for _ in stream.advance(positions[name] + 1, []):
@@ -79,14 +79,18 @@ def _answer(stream: Stream, name: str, plain: Sequence[Arrays], outputs: Sequenc
 
     total = 0.0
     for wanted, got in zip(plain, stream.peek(end, outputs, moved), strict=True):
-        total += sum(_squared(got[output], wanted[output]) for output in outputs)
+        total += sum(squared(got[output], wanted[output]) for output in outputs)
     return total
 
 
-def _distances(values: Sequence[Array]) -> float:
-    """Half the squared distances between each sample and another."""
+def distances(values: Sequence[Array]) -> float:
+    """Half the squared distances between each sample and another, summed.
+
+    Args:
+        values: of a tensor, batch by batch.
+    """
     return sum(
-        _squared(_other(value, values[(k + 1) % len(values)]), value) / 2 for k, value in enumerate(values)
+        squared(_other(value, values[(k + 1) % len(values)]), value) / 2 for k, value in enumerate(values)
     )
 
 
@@ -97,7 +101,8 @@ def _other(value: Array, following: Array) -> Array:
     return following if following.shape == value.shape else value
 
 
-def _squared(a: Array, b: Array) -> float:
+def squared(a: Array, b: Array) -> float:
+    """The squared distance of two tensors; 0 for what is not of floating point."""
     if a.dtype.kind not in "fV" or a.shape != b.shape:
         return 0.0
     return float(np.square(a.astype(np.float64) - b.astype(np.float64)).sum())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..analysis.facts import Linear
 from ..analysis.graph import Node, constant_of
-from ..analysis.groups import analyze
 from ..analysis.model import Model
+from ..analysis.walk import Walk
 from .layers import Layer, can_be_read
 from .stream import Stream, read_by
 
@@ -39,13 +39,12 @@ class Place:
     sum: tuple[str, str, int] | None = None
 
 
-def find_places(pruned: Model, dense: Stream, small: Stream) -> list[Place]:
-    """Layers in the order in which the pruned model runs them."""
+def find_places(walk: Walk, pruned: Model, dense: Stream, small: Stream) -> list[Place]:
+    """Layers in the order in which the pruned model, of which ``walk`` is, runs them."""
     reads = Counter(name for node in small.nodes for name in read_by(node))
     positions = {node.output[0]: k for k, node in enumerate(small.nodes)}
     before = {node.output[0]: k for k, node in enumerate(dense.nodes)}
     outputs = {output.name for output in pruned.proto.graph.output}
-    walk = analyze(pruned).walk
     linears = [fact for fact in walk.linears if fact.node.inputs[fact.data] in small.dependent]
     shifts = frozenset(
         fact.node.outputs[0]

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from ..analysis.cost import Cost, measure
-from ..analysis.errors import PlanError
+from ..analysis.errors import PlanError, UsageError
 from ..analysis.export import index_lists, to_json
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Goal, Plan, make_plan
-from ..analysis.scores import rank
+from ..analysis.sensitivity import Sensitivity
 from .blocks import DropBlocks
 from .calibrate import SAMPLES, Calibration
 from .calibrate import Spec as CalibrationSource
-from .choose import FALLBACK, OBS, rank_by_obs
+from .choose import ranked
 from .pipeline import calibrate, difference, methods, recovery_of, refitted, shrunk
 from .recover import Refit
 from .verify import Verdict, certify
@@ -48,6 +48,8 @@ class Options(GoalOptions, total=False):
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
         samples: how many of them are used at most.
         drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
+        sensitivity: measured curves, or the file they are in: budgets are then shared out by them in place of
+            the errors that the criterion predicts.
     """
 
     criterion: str | None
@@ -55,6 +57,7 @@ class Options(GoalOptions, total=False):
     calibration: Calibration | CalibrationSource
     samples: int
     drop: Sequence[str]
+    sensitivity: Sensitivity | str | Path | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class _Request:
     calibration: Calibration | CalibrationSource
     samples: int
     drop: tuple[str, ...]
+    sensitivity: Sensitivity | None
 
     @staticmethod
     def of(options: Options) -> _Request:
@@ -107,7 +111,26 @@ class _Request:
         left["ignore"] = tuple(left.get("ignore", ()))
         if drop and all(left.get(budget) is None for budget in Goal.BUDGETS):
             left["ratio"] = 0.0
-        return _Request(Goal(**left), criterion, recover, calibration, samples, drop)
+        measured = left.pop("sensitivity", None)
+        if isinstance(measured, str | Path):
+            measured = load_sensitivity(measured)
+        goal = Goal(**left)
+        if measured is not None and (drop or goal.ratio is not None):
+            raise UsageError(
+                "a sensitivity is of use for budgets of the whole model alone, not where blocks are dropped"
+                " or every group loses the same ratio"
+            )
+        return _Request(goal, criterion, recover, calibration, samples, drop, measured)
+
+    def check(self, analysis: Analysis) -> None:
+        """Before any long work; ``analysis`` is of the model without the blocks that are dropped.
+
+        Raises:
+            UsageError, PlanError: as `plan`.
+        """
+        self.goal.check(analysis)
+        if self.sensitivity is not None:
+            self.sensitivity.check(analysis, self.criterion)
 
 
 def plan(
@@ -136,15 +159,16 @@ def plan(
     if request.drop:
         analysis = analyze(DropBlocks(request.drop)(whole.model))
         goal = goal.as_share_of(whole, analysis)
-    goal.check(analysis)
+    replace(request, goal=goal).check(analysis)
     inputs = calibrate(whole.model, request.criterion, request.recover, request.calibration, request.samples)
     how: dict[str, object] = {"criterion": request.criterion, "recover": request.recover}
     if inputs is not None:
         how["calibration"] = {"source": inputs.source, "digest": inputs.digest}
-    if request.criterion == OBS and goal.ratio != 0 and inputs is not None:
-        ranking = rank_by_obs(analysis, inputs, progress=progress)
-    else:  # blocks alone go where the ratio is 0, and nothing is ranked
-        ranking = rank(analysis, FALLBACK if request.criterion == OBS else request.criterion)
+    # Blocks alone go where the ratio is 0, and nothing is measured.
+    ranking = ranked(analysis, request.criterion, None if goal.ratio == 0 else inputs, progress)
+    if request.sensitivity is not None:
+        ranking = request.sensitivity.ranking(analysis, ranking)
+        how["sensitivity"] = request.sensitivity.digest
     return replace(make_plan(analysis, goal, ranking, how), blocks=request.drop)
 
 
@@ -234,7 +258,7 @@ def prune(
 
     analysis = timed("analyze", lambda: analyze(model))
     if not request.drop:  # before any long work
-        request.goal.check(analysis)
+        request.check(analysis)
     inputs = timed(
         "calibrate",
         lambda: calibrate(model, request.criterion, recover, request.calibration, request.samples),
@@ -289,9 +313,25 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         PlanError: the file cannot be read, or is no plan.
     """
+    return Plan.from_json(_text(path, "plan"))
+
+
+def load_sensitivity(path: str | Path) -> Sensitivity:
+    """Read curves from a JSON file, as `Sensitivity.to_json` wrote it.
+
+    Example:
+        ``plan(model, macs=0.5, calibration=images, sensitivity=load_sensitivity("curves.json"))``
+
+    Raises:
+        PlanError: the file cannot be read, or holds no curves.
+    """
+    return Sensitivity.from_json(_text(path, "sensitivity file"))
+
+
+def _text(path: str | Path, what: str) -> str:
     try:
-        return Plan.from_json(Path(path).read_text("utf-8"))
+        return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(
-            f"cannot read the plan '{path}': {getattr(error, 'strerror', None) or error}"
+            f"cannot read the {what} '{path}': {getattr(error, 'strerror', None) or error}"
         ) from None

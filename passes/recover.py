@@ -18,14 +18,15 @@ import numpy as np
 import onnx
 
 from ..analysis.graph import Array, array_of, tensor_of
-from ..analysis.groups import Analysis
+from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.selection import Selection
 from .execute import Arrays
 from .gram import Fit, Matrix
 from .places import Place, find_places
+from .reach import first_readers
 from .statistics import drawn_rows
-from .stream import Stream
+from .stream import THREADS, Stream
 
 LEAST_ROWS = 16384
 ROWS_A_FEATURE = 6
@@ -60,6 +61,8 @@ def recover(
     progress: Callable[[str], None] = lambda name: None,
     variants: int = 0,
     solver: Solver = least_squares,
+    nearest: bool = False,
+    threads: int = THREADS,
 ) -> tuple[Model, tuple[Refit, ...]]:
     """Fit the layers of ``pruned`` again, which keeps ``selection`` of the analysed dense model.
 
@@ -68,16 +71,22 @@ def recover(
         progress: called with the name of each layer.
         variants: of every batch that follow it, and are held out with it.
         solver: how the coefficients of a layer are found.
+        nearest: fit only the layers that read what was cut (`passes.reach`), for what one cut does by itself.
+        threads: to run the models with.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of the models on these inputs.
     """
-    dense = Stream(analysis.model.proto, batches(), folder / "dense")
-    small = Stream(pruned.proto, batches(), folder / "pruned")
+    dense = Stream(analysis.model.proto, batches(), folder / "dense", threads)
+    small = Stream(pruned.proto, batches(), folder / "pruned", threads)
     done = []
     new: dict[str, Array] = {}
     inputs: dict[int, tuple[int, str]] = {}
-    places = find_places(pruned, dense, small)
+    walk = analyze(pruned).walk
+    places = find_places(walk, pruned, dense, small)
+    if nearest:
+        reached = first_readers(walk, analysis.walk, selection, {p.node.key: p.fact for p in places})
+        places = [place for place in places if place.node.key in reached]
     furthest = 0  # the dense model may run its layers in another order
     for place in places:
         furthest = max(furthest, place.dense + 1)

@@ -133,7 +133,7 @@ def sparsify(
     model, analysis = folded, analyze(folded)
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
         stream = Stream(model.proto, iter(()), Path(folder) / "empty")
-        places = find_places(model, stream, stream)
+        places = find_places(analysis.walk, model, stream, stream)
         dense = _dense_reasons(analysis, places, stream, wanted, ignore)
         chosen = [p for p in places if p.fact.form in MATRICES and p.weight not in dense]
         if not chosen:
