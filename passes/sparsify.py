@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..analysis.errors import CheckError, PlanError, UsageError
 from ..analysis.facts import Linear
@@ -27,7 +26,7 @@ from .calibrate import SAMPLES, Calibration, Spec, open_calibration
 from .density import RATIOS, ErrorCurve, allocate
 from .gram import Fit, Matrix
 from .influence import root_influences
-from .layers import Layer, can_be_read
+from .layers import can_be_read
 from .pipeline import difference, shrunk
 from .places import MATRICES, Place, find_places
 from .recover import Refit, least_squares, recover
@@ -178,7 +177,7 @@ def _dense_reasons(
             found[weight] = _obstacle(fact, stream)
         else:
             layer = at[weight].layer
-            misfit = pattern.misfit(layer.outputs, _run(layer))
+            misfit = pattern.misfit(layer.outputs, layer.run)
             if misfit is not None:
                 found[weight] = misfit
     return found
@@ -217,10 +216,10 @@ def _ratios(
         moments = gather(analysis, place.fact, place.layer, stream, seed)
         centred = has_bias(place.fact)
         grams = np.stack([moments.gram(g, centred) for g in range(place.layer.groups)])
-        order, run = _order(place.layer), _run(place.layer)
-        weight = place.layer.matrix(array_of(stream.weights[place.weight])).transpose(0, 2, 1)
+        order, run = place.layer.order, place.layer.run
+        weight = place.layer.columns(array_of(stream.weights[place.weight]))
         errors = error_curve(
-            weight[..., order],
+            weight,
             grams[:, order[:, None], order],
             pattern,
             RATIOS,
@@ -245,7 +244,7 @@ def _solve(place: Place, fit: Fit, start: Matrix, pattern: Pattern | None) -> Ma
         sums, totals = gram.features[:, :inputs, -1:], gram.cross[:, -1:]
         features = features - sums @ sums.transpose(0, 2, 1) / count
         cross = cross - sums @ totals / count
-    order, run = _order(place.layer), _run(place.layer)
+    order, run = place.layer.order, place.layer.run
     work = _SWEEPS * 2.0 * start.size * inputs
     found = sparsify_matrix(
         start[:, :inputs].transpose(0, 2, 1)[..., order],
@@ -261,23 +260,6 @@ def _solve(place: Place, fit: Fit, start: Matrix, pattern: Pattern | None) -> Ma
     if free:
         matrix[:, inputs:] = (totals - sums.transpose(0, 2, 1) @ matrix[:, :inputs]) / count
     return matrix
-
-
-def _order(layer: Layer) -> NDArray[np.int64]:
-    """Features so that the channels of each kernel position are together."""
-    run = _run(layer)
-    return np.arange(layer.inputs).reshape(run, -1).T.ravel()
-
-
-def _run(layer: Layer) -> int:
-    """Channels of a kernel position, in a group."""
-    kernel = layer.shape[2:] if layer.fact.form in ("window", "spread") else ()
-    return layer.inputs // int(np.prod(kernel, dtype=np.int64))
-
-
-def _columns(layer: Layer, weight: NDArray[np.generic]) -> Matrix:
-    """A weight as the pattern sees it: (groups, outputs, K)."""
-    return layer.matrix(weight).transpose(0, 2, 1)[..., _order(layer)]
 
 
 def _layers(
@@ -307,6 +289,6 @@ def _certify(model: Model, sparse: Model, places: Collection[Place], wanted: Map
         pattern = wanted.get(place.weight)
         if pattern is None:
             continue
-        violation = pattern.check(_columns(place.layer, array_of(values[place.weight])), _run(place.layer))
+        violation = pattern.check(place.layer.columns(array_of(values[place.weight])), place.layer.run)
         if violation is not None:
             raise CheckError(f"'{place.weight}' does not satisfy {pattern}: {violation.text}")
