@@ -58,7 +58,7 @@ def criterion_of(chosen: str | Criterion) -> Criterion:
         )
     known = all_criteria()
     if chosen not in known:
-        near = difflib.get_close_matches(chosen, known, n=2)
+        near = difflib.get_close_matches(chosen.lower(), known, n=2)
         hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
         raise UsageError(f"there is no criterion '{chosen}'; choose one of {', '.join(sorted(known))}{hint}")
     return known[chosen]
@@ -103,8 +103,10 @@ def _mistake(analysis: Analysis, ranking: object) -> str | None:
         ):
             if values is None:
                 return f"it has no {what} of group '{group.id}'"
-            if np.shape(values) != (size,):
-                return f"the {what} of group '{group.id}' have the shape {np.shape(values)}, not ({size},)"
+            if not isinstance(values, np.ndarray):
+                return f"the {what} of group '{group.id}' are a {type(values).__name__}, not an array"
+            if values.shape != (size,):
+                return f"the {what} of group '{group.id}' have the shape {values.shape}, not ({size},)"
             if not np.isfinite(values).all():
                 return f"the {what} of group '{group.id}' are not finite"
         if (np.diff(ranking.errors[group.axis]) < 0).any():
