@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from ..analysis.cost import Cost, measure
+from ..analysis.criteria import L2, Criterion, Setting
 from ..analysis.errors import PlanError, UsageError
 from ..analysis.export import index_lists, to_json
 from ..analysis.groups import Analysis, analyze
@@ -18,7 +19,6 @@ from ..analysis.sensitivity import Sensitivity
 from .blocks import DropBlocks
 from .calibrate import SAMPLES, Calibration
 from .calibrate import Spec as CalibrationSource
-from .choose import ranked
 from .pipeline import calibrate, difference, methods, recovery_of, refitted, shrunk
 from .recover import Refit
 from .verify import Verdict, certify
@@ -40,9 +40,9 @@ class Options(GoalOptions, total=False):
     """What `plan` and `prune` take by keyword.
 
     Attributes:
-        criterion: how channels are ranked: "obs" by what their removal costs on calibration inputs once the
-            rest is fitted again (`analysis.obs`), or a name in `analysis.scores.CRITERIA` by their weights.
-            None is "obs" where calibration inputs are given, and "l2" where not.
+        criterion: how channels are ranked: a name in `passes.criteria.all_criteria`, or a criterion itself.
+            None is "obs" (what their removal costs on calibration inputs once the rest is fitted again) where
+            such inputs are given, and "l2" (the norm of their weights) where not.
         recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
             them. None is "least-squares" where calibration inputs are given, and "none" where not.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
@@ -52,7 +52,7 @@ class Options(GoalOptions, total=False):
             the errors that the criterion predicts.
     """
 
-    criterion: str | None
+    criterion: str | Criterion | None
     recover: str | None
     calibration: Calibration | CalibrationSource
     samples: int
@@ -95,7 +95,7 @@ class _Request:
     """`Options`, taken apart."""
 
     goal: Goal
-    criterion: str
+    criterion: Criterion
     recover: str
     calibration: Calibration | CalibrationSource
     samples: int
@@ -130,7 +130,7 @@ class _Request:
         """
         self.goal.check(analysis)
         if self.sensitivity is not None:
-            self.sensitivity.check(analysis, self.criterion)
+            self.sensitivity.check(analysis, self.criterion.name)
 
 
 def plan(
@@ -161,11 +161,12 @@ def plan(
         goal = goal.as_share_of(whole, analysis)
     replace(request, goal=goal).check(analysis)
     inputs = calibrate(whole.model, request.criterion, request.recover, request.calibration, request.samples)
-    how: dict[str, object] = {"criterion": request.criterion, "recover": request.recover}
+    how: dict[str, object] = {"criterion": request.criterion.name, "recover": request.recover}
     if inputs is not None:
         how["calibration"] = {"source": inputs.source, "digest": inputs.digest}
-    # Blocks alone go where the ratio is 0, and nothing is measured.
-    ranking = ranked(analysis, request.criterion, None if goal.ratio == 0 else inputs, progress)
+    # Blocks alone go where the ratio is 0, and no order matters.
+    criterion = L2 if goal.ratio == 0 else request.criterion
+    ranking = criterion.rank(Setting(analysis, inputs, progress))
     if request.sensitivity is not None:
         ranking = request.sensitivity.ranking(analysis, ranking)
         how["sensitivity"] = request.sensitivity.digest
@@ -194,7 +195,7 @@ def apply(
         UsageError: the calibration inputs are not those of the plan.
     """
     smaller = shrunk(model, plan, analysis)
-    inputs = calibrate(model, "", recovery_of(plan), calibration, samples)
+    inputs = calibrate(model, None, recovery_of(plan), calibration, samples)
     if inputs is None:
         return smaller
     return refitted(model, smaller, plan, inputs, analysis, progress)[0]
