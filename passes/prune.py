@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -11,9 +11,10 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from ..analysis.cost import Cost, measure
 from ..analysis.errors import PlanError
 from ..analysis.export import index_lists, to_json
+from ..analysis.goal import Goal, Range
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
-from ..analysis.plan import Goal, Plan, make_plan
+from ..analysis.plan import Plan, make_plan
 from ..analysis.scores import rank
 from .blocks import DropBlocks
 from .calibrate import SAMPLES, Calibration
@@ -21,19 +22,33 @@ from .calibrate import Spec as CalibrationSource
 from .choose import FALLBACK, OBS, rank_by_obs
 from .pipeline import calibrate, difference, methods, recovery_of, refitted, shrunk
 from .recover import Refit
+from .use_up import used_up
 from .verify import Verdict, certify
 
 T = TypeVar("T")
 
 
 class GoalOptions(TypedDict, total=False):
-    """What to reach: exactly one budget, and what is to be left alone; see `analysis.plan.Goal`."""
+    """What to reach, and what is to be left alone; see `analysis.goal.Goal`.
+
+    Attributes:
+        ratio: fraction of the units of every group to remove.
+        macs, params, bytes, memory: instead of it, what may remain of the multiply-accumulates, the
+            parameters, the bytes of weights and the bytes of activations alive at once: a float up to 1 is a
+            share of the model's, an integer above 1 an amount. Several hold all at once.
+        multiple: kept counts are rounded up to a multiple of this; None for what suits each axis.
+        ignore: names of nodes, tensors or groups that stay whole.
+        limits: for such names the least and the most units that stay: a float is a share, an integer a count.
+    """
 
     ratio: float | None
     macs: float | None
     params: float | None
-    multiple: int
+    bytes: float | None
+    memory: float | None
+    multiple: int | None
     ignore: Sequence[str]
+    limits: Mapping[str, Range]
 
 
 class Options(GoalOptions, total=False):
@@ -104,10 +119,10 @@ class _Request:
         calibration = left.pop("calibration", None)
         criterion, recover = methods(left.pop("criterion", None), left.pop("recover", None), calibration)
         samples, drop = left.pop("samples", SAMPLES), tuple(left.pop("drop", ()))
-        left["ignore"] = tuple(left.get("ignore", ()))
-        if drop and all(left.get(budget) is None for budget in Goal.BUDGETS):
-            left["ratio"] = 0.0
-        return _Request(Goal(**left), criterion, recover, calibration, samples, drop)
+        goal = Goal.of(left)
+        if drop and goal.ratio is None and not goal.budgets:
+            goal = replace(goal, ratio=0.0)
+        return _Request(goal, criterion, recover, calibration, samples, drop)
 
 
 def plan(
@@ -120,11 +135,12 @@ def plan(
 
     Args:
         progress: called with the name of each step as it begins.
-        options: see `Options`, and `analysis.plan.Goal` for the budgets.
+        options: see `Options`.
 
     Example:
         ``plan(model, ratio=0.5)`` removes half the units of every group, ``plan(model, macs=0.4)`` leaves
-        at most 40 % of the multiply-accumulates.
+        at most 40 % of the multiply-accumulates, ``plan(model, macs=0.5, bytes=2_000_000)`` at most half of
+        them and two megabytes of weights.
 
     Raises:
         UsageError: an argument is out of range or names something unknown.
@@ -135,8 +151,8 @@ def plan(
     whole, goal = analysis, request.goal
     if request.drop:
         analysis = analyze(DropBlocks(request.drop)(whole.model))
-        goal = goal.as_share_of(whole, analysis)
-    goal.check(analysis)
+    amounts = goal.amounts(whole)
+    goal.check(analysis, amounts)
     inputs = calibrate(whole.model, request.criterion, request.recover, request.calibration, request.samples)
     how: dict[str, object] = {"criterion": request.criterion, "recover": request.recover}
     if inputs is not None:
@@ -145,7 +161,11 @@ def plan(
         ranking = rank_by_obs(analysis, inputs, progress=progress)
     else:  # blocks alone go where the ratio is 0, and nothing is ranked
         ranking = rank(analysis, FALLBACK if request.criterion == OBS else request.criterion)
-    return replace(make_plan(analysis, goal, ranking, how), blocks=request.drop)
+
+    def make(amounts: Mapping[str, float]) -> Plan:
+        return replace(make_plan(analysis, goal, ranking, how, amounts), blocks=request.drop)
+
+    return used_up(whole.model, analysis, amounts, make)
 
 
 def apply(
