@@ -116,12 +116,16 @@ def make_plan(
         selection = chooser.at_ratio(goal.ratio)
     else:
         selection = allot(chooser, ranking, goal.limits_on(analysis, amounts))
-    entries = [
+    return Plan(entries_of(analysis, selection), goal.options | dict(how or {}))
+
+
+def entries_of(analysis: Analysis, selection: Selection) -> tuple[Entry, ...]:
+    """The groups that shrink, as a plan lists them."""
+    return tuple(
         Entry(group.id, group.size, tuple(kept.tolist()))
         for group in analysis.groups
         if (kept := selection.positions(group.axis)) is not None
-    ]
-    return Plan(tuple(entries), goal.options | dict(how or {}))
+    )
 
 
 def select(analysis: Analysis, plan: Plan) -> Selection:

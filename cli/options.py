@@ -90,6 +90,14 @@ Calibration = Annotated[
 Samples = Annotated[
     int, typer.Option("--samples", metavar="N", min=1, help="Use at most that many calibration inputs.")
 ]
+Sensitivity = Annotated[
+    Path | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="FILE.json",
+        help="Share a budget out by measured curves: what 'onnx-prune sensitivity --json' wrote.",
+    ),
+]
 Drop = Annotated[
     list[str] | None,
     typer.Option(
@@ -122,6 +130,7 @@ def _choice(
     calibration: Calibration = None,
     samples: Samples = 256,
     drop: Drop = None,
+    sensitivity: Sensitivity = None,
 ) -> api.Options:
     """What commands that choose channels are told, as the API takes it."""
     budgets = [value for value in (macs, params, bytes_, memory) if value is not None]
@@ -144,6 +153,7 @@ def _choice(
         "calibration": calibration,
         "samples": samples,
         "drop": drop or (),
+        "sensitivity": sensitivity,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,32 @@ from ..analysis.obs import eliminate
 from ..analysis.scores import Ranking, Scores, rank
 from ..analysis.selection import Selection
 from .calibrate import Calibration
-from .execute import Arrays
-from .influence import influences
+from .influence import root_influences
 from .statistics import collect
 from .stretch import stretched, variants_for
 
 OBS = "obs"
 # Of groups that no measured layer reads, as in the bodies of loops.
 FALLBACK = "l2"
-# Samples by which the influence of a layer on the outputs is measured; multiply-accumulates it may cost.
-_FEW = (8, 64)
-_EFFORT = 2e11
+
+
+def ranked(
+    analysis: Analysis,
+    criterion: str,
+    calibration: Calibration | None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Ranking:
+    """Rank by a criterion: "obs" on calibration inputs, any other by the values of weights.
+
+    Without inputs the order of "obs" is that of `FALLBACK`.
+
+    Raises:
+        UsageError: there is no criterion of that name.
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    if criterion == OBS and calibration is not None:
+        return rank_by_obs(analysis, calibration, progress=progress)
+    return rank(analysis, FALLBACK if criterion == OBS else criterion)
 
 
 @keeps_all
@@ -54,12 +69,7 @@ def rank_by_obs(
             samples=calibration.samples * (1 + variants),
         )
         progress("measure what errors do")
-        once = analysis.macs(Selection({})) * len(statistics.outputs) / 2
-        samples = min(max(_FEW[0], int(_EFFORT / max(once, 1))), _FEW[1])
-        influence = influences(
-            analysis, statistics.outputs, _first(calibration.batches(), samples), Path(folder) / "few"
-        )
-    statistics.weigh({name: value**0.5 for name, value in influence.items()})
+        statistics.weigh(root_influences(analysis, statistics.outputs, calibration, Path(folder) / "few"))
     ranking = rank(analysis, FALLBACK)
     scores: dict[Axis, Scores] = {}
     errors: dict[Axis, Scores] = {}
@@ -74,13 +84,3 @@ def rank_by_obs(
         scores[group.axis][curve.order] = curve.errors[1:]
         errors[group.axis] = curve.errors
     return Ranking(scores, errors)
-
-
-def _first(batches: Iterator[Arrays], samples: int) -> Iterator[Arrays]:
-    """As many batches as have that many samples, and two at least where each has one."""
-    taken = 0
-    for arrays in batches:
-        yield arrays
-        taken += max((value.shape[0] for value in arrays.values() if value.ndim), default=1)
-        if taken >= samples:
-            return

@@ -44,6 +44,22 @@ def methods(criterion: str | None, recover: str | None, given: object) -> tuple[
     return criterion or measured[0], recover or measured[1]
 
 
+def check_methods(criterion: str, recover: str) -> None:
+    """Before any long work.
+
+    Args:
+        criterion: empty where nothing is chosen.
+
+    Raises:
+        UsageError: there is no criterion or recovery of that name.
+    """
+    criteria = [OBS, *sorted(CRITERIA)]
+    if criterion and criterion not in criteria:
+        raise UsageError(f"there is no criterion '{criterion}'; choose one of {', '.join(criteria)}")
+    if recover not in RECOVERIES:
+        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
+
+
 def calibrate(
     model: Model, criterion: str, recover: str, given: Calibration | Spec, samples: int
 ) -> Calibration | None:
@@ -52,11 +68,7 @@ def calibrate(
     Raises:
         UsageError: there is no criterion or recovery of that name, or the data does not fit the model.
     """
-    criteria = [OBS, *sorted(CRITERIA)]
-    if criterion and criterion not in criteria:
-        raise UsageError(f"there is no criterion '{criterion}'; choose one of {', '.join(criteria)}")
-    if recover not in RECOVERIES:
-        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
+    check_methods(criterion, recover)
     if criterion != OBS and recover == "none":
         if given is not None:
             raise UsageError(

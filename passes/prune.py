@@ -3,73 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
 from ..analysis.cost import Cost, measure
-from ..analysis.errors import PlanError
 from ..analysis.export import index_lists, to_json
-from ..analysis.goal import Goal, Range
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
-from ..analysis.plan import Plan, make_plan
-from ..analysis.scores import rank
+from ..analysis.plan import Plan
 from .blocks import DropBlocks
 from .calibrate import SAMPLES, Calibration
 from .calibrate import Spec as CalibrationSource
-from .choose import FALLBACK, OBS, rank_by_obs
-from .pipeline import calibrate, difference, methods, recovery_of, refitted, shrunk
+from .options import Options, Request, read_text
+from .pipeline import calibrate, difference, recovery_of, refitted, shrunk
+from .planner import Planner
 from .recover import Refit
-from .use_up import used_up
 from .verify import Verdict, certify
 
 T = TypeVar("T")
-
-
-class GoalOptions(TypedDict, total=False):
-    """What to reach, and what is to be left alone; see `analysis.goal.Goal`.
-
-    Attributes:
-        ratio: fraction of the units of every group to remove.
-        macs, params, bytes, memory: instead of it, what may remain of the multiply-accumulates, the
-            parameters, the bytes of weights and the bytes of activations alive at once: a float up to 1 is a
-            share of the model's, an integer above 1 an amount. Several hold all at once.
-        multiple: kept counts are rounded up to a multiple of this; None for what suits each axis.
-        ignore: names of nodes, tensors or groups that stay whole.
-        limits: for such names the least and the most units that stay: a float is a share, an integer a count.
-    """
-
-    ratio: float | None
-    macs: float | None
-    params: float | None
-    bytes: float | None
-    memory: float | None
-    multiple: int | None
-    ignore: Sequence[str]
-    limits: Mapping[str, Range]
-
-
-class Options(GoalOptions, total=False):
-    """What `plan` and `prune` take by keyword.
-
-    Attributes:
-        criterion: how channels are ranked: "obs" by what their removal costs on calibration inputs once the
-            rest is fitted again (`analysis.obs`), or a name in `analysis.scores.CRITERIA` by their weights.
-            None is "obs" where calibration inputs are given, and "l2" where not.
-        recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
-            them. None is "least-squares" where calibration inputs are given, and "none" where not.
-        calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
-        samples: how many of them are used at most.
-        drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
-    """
-
-    criterion: str | None
-    recover: str | None
-    calibration: Calibration | CalibrationSource
-    samples: int
-    drop: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -102,29 +55,6 @@ def _silent(step: str) -> None:
     """Tell nobody of progress."""
 
 
-@dataclass(frozen=True)
-class _Request:
-    """`Options`, taken apart."""
-
-    goal: Goal
-    criterion: str
-    recover: str
-    calibration: Calibration | CalibrationSource
-    samples: int
-    drop: tuple[str, ...]
-
-    @staticmethod
-    def of(options: Options) -> _Request:
-        left: dict[str, Any] = dict(options)
-        calibration = left.pop("calibration", None)
-        criterion, recover = methods(left.pop("criterion", None), left.pop("recover", None), calibration)
-        samples, drop = left.pop("samples", SAMPLES), tuple(left.pop("drop", ()))
-        goal = Goal.of(left)
-        if drop and goal.ratio is None and not goal.budgets:
-            goal = replace(goal, ratio=0.0)
-        return _Request(goal, criterion, recover, calibration, samples, drop)
-
-
 def plan(
     model: Model | Analysis,
     *,
@@ -146,26 +76,7 @@ def plan(
         UsageError: an argument is out of range or names something unknown.
         PlanError: nothing can be removed, or the budget cannot be met.
     """
-    request = _Request.of(options)
-    analysis = model if isinstance(model, Analysis) else analyze(model)
-    whole, goal = analysis, request.goal
-    if request.drop:
-        analysis = analyze(DropBlocks(request.drop)(whole.model))
-    amounts = goal.amounts(whole)
-    goal.check(analysis, amounts)
-    inputs = calibrate(whole.model, request.criterion, request.recover, request.calibration, request.samples)
-    how: dict[str, object] = {"criterion": request.criterion, "recover": request.recover}
-    if inputs is not None:
-        how["calibration"] = {"source": inputs.source, "digest": inputs.digest}
-    if request.criterion == OBS and goal.ratio != 0 and inputs is not None:
-        ranking = rank_by_obs(analysis, inputs, progress=progress)
-    else:  # blocks alone go where the ratio is 0, and nothing is ranked
-        ranking = rank(analysis, FALLBACK if request.criterion == OBS else request.criterion)
-
-    def make(amounts: Mapping[str, float]) -> Plan:
-        return replace(make_plan(analysis, goal, ranking, how, amounts), blocks=request.drop)
-
-    return used_up(whole.model, analysis, amounts, make)
+    return Planner.of(model, Request.of(options), progress).plan()
 
 
 def apply(
@@ -241,7 +152,7 @@ def prune(
     Raises:
         UsageError, PlanError: as `plan`.
     """
-    request = _Request.of(options)
+    request = Request.of(options)
     recover = request.recover
     seconds: dict[str, float] = {}
 
@@ -254,7 +165,7 @@ def prune(
 
     analysis = timed("analyze", lambda: analyze(model))
     if not request.drop:  # before any long work
-        request.goal.check(analysis)
+        request.check(analysis)
     inputs = timed(
         "calibrate",
         lambda: calibrate(model, request.criterion, recover, request.calibration, request.samples),
@@ -309,9 +220,4 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         PlanError: the file cannot be read, or is no plan.
     """
-    try:
-        return Plan.from_json(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(
-            f"cannot read the plan '{path}': {getattr(error, 'strerror', None) or error}"
-        ) from None
+    return Plan.from_json(read_text(path, "plan"))

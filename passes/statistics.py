@@ -35,7 +35,7 @@ def drawn_rows(count: int, wanted: int, seed: Sequence[int]) -> NDArray[np.int64
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Sums of features and their products, shape (groups, K) and (groups, K, K)."""
 
     sums: Matrix
@@ -44,8 +44,8 @@ class _Moments:
     _waiting: Rows = field(default_factory=Rows)
 
     @staticmethod
-    def empty(groups: int, inputs: int) -> _Moments:
-        return _Moments(np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs), np.float32))
+    def empty(groups: int, inputs: int) -> Moments:
+        return Moments(np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs), np.float32))
 
     def add(self, features: NDArray[np.float32]) -> None:
         self._sum(self._waiting.gather(features))
@@ -72,7 +72,7 @@ class _Probe:
     position: int
     output: str
     tensors: tuple[str, ...]
-    moments: tuple[_Moments, ...]
+    moments: tuple[Moments, ...]
     add: Callable[[Arrays, int], None]
     consumers: Callable[[Axis], Iterator[Consumer]]
     atoms: frozenset[Axis]
@@ -189,10 +189,33 @@ def _of_weight(
     reached = frozenset(atom for units in along for atom in units if atom in atoms)
     if not reached:
         return None
-    moments = _Moments.empty(layer.groups, layer.inputs)
-    wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * layer.inputs) // batches)
-    data = node.inputs[fact.data]
-    sizes = [a.size for a in walk.axes_of[node.outputs[0]] or ()]
+    moments, add = _reader(analysis, fact, layer, position, batches, seed)
+
+    def consumers(atom: Axis) -> Iterator[Consumer]:
+        matrix = layer.matrix(constant.value)
+        for g, units in enumerate(along):
+            if atom in units:
+                gram = moments.gram(g, centred=has_bias(fact))
+                each = matrix.shape[1] // len(units[atom])  # kernel positions of a channel
+                energy = float(np.einsum("ko,kl,lo->", matrix[g], gram, matrix[g], optimize=True))
+                yield Consumer(gram, matrix[g], np.repeat(units[atom], each), energy)
+
+    return _Probe(position, node.outputs[0], (node.inputs[fact.data],), (moments,), add, consumers, reached)
+
+
+def has_bias(fact: Linear) -> bool:
+    """Whether a bias takes up the mean of what a layer reads: its own, or one that is mostly added next."""
+    return fact.bias is not None or fact.form in ("rows", "columns")
+
+
+def _reader(
+    analysis: Analysis, fact: Linear, layer: Layer, position: int, batches: int, seed: int
+) -> tuple[Moments, Callable[[Arrays, int], None]]:
+    """Moments of what a layer reads, and what adds to them from the tensors of a batch."""
+    moments = Moments.empty(layer.groups, layer.inputs)
+    wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * layer.inputs) // max(1, batches))
+    data = fact.node.inputs[fact.data]
+    sizes = [a.size for a in analysis.walk.axes_of[fact.node.outputs[0]] or ()]
 
     def add(arrays: Arrays, batch: int) -> None:
         x = arrays[data]
@@ -201,16 +224,20 @@ def _of_weight(
         rows = drawn_rows(layer.count(y), wanted, (seed, position, batch))
         moments.add(layer.features_at(x, rows, y))
 
-    def consumers(atom: Axis) -> Iterator[Consumer]:
-        matrix = layer.matrix(constant.value)
-        for g, units in enumerate(along):
-            if atom in units:
-                gram = moments.gram(g, centred=fact.bias is not None or fact.form in ("rows", "columns"))
-                each = matrix.shape[1] // len(units[atom])  # kernel positions of a channel
-                energy = float(np.einsum("ko,kl,lo->", matrix[g], gram, matrix[g], optimize=True))
-                yield Consumer(gram, matrix[g], np.repeat(units[atom], each), energy)
+    return moments, add
 
-    return _Probe(position, node.outputs[0], (data,), (moments,), add, consumers, reached)
+
+def gather(analysis: Analysis, fact: Linear, layer: Layer, stream: Stream, seed: int = 0) -> Moments:
+    """Moments of what one layer reads; the stream moves on to it.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    position = next(k for k, node in enumerate(stream.nodes) if node.output[0] == fact.node.outputs[0])
+    moments, add = _reader(analysis, fact, layer, position, stream.batches, seed)
+    for batch, arrays in enumerate(stream.advance(position, [fact.node.inputs[fact.data]])):
+        add(arrays, batch)
+    return moments
 
 
 def _output_shape(fact: Linear, x: Sequence[int], y: Sequence[int]) -> tuple[int, ...]:
@@ -244,7 +271,7 @@ def _of_computed(
     if not reached:
         return None
     size = find(types[k]).size
-    moments = _Moments.empty(1, size), _Moments.empty(1, size)
+    moments = Moments.empty(1, size), Moments.empty(1, size)
     wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * size) // stream.batches)
 
     def add(arrays: Arrays, batch: int) -> None:

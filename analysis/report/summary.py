@@ -98,3 +98,42 @@ def recovery_json(refits: Sequence[Fitted]) -> dict[str, Any]:
         "error_before": sum(r.before for r in refits) / count if count else None,
         "error_after": sum(r.after for r in refits) / count if count else None,
     }
+
+
+class Sparse(Protocol):
+    """What became of a weight."""
+
+    @property
+    def weight(self) -> str: ...
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def pattern(self) -> object | None: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def density(self) -> float: ...
+
+
+def sparse_json(layers: Sequence[Sparse]) -> dict[str, Any]:
+    """``layers``: of every weight its pattern, or why it stays dense."""
+    return {
+        "layers": [
+            {
+                "weight": layer.weight,
+                "node": layer.node,
+                "shape": list(layer.shape),
+                "pattern": str(layer.pattern) if layer.pattern is not None else None,
+                "reason": layer.reason,
+                "density": layer.density,
+            }
+            for layer in layers
+        ]
+    }
