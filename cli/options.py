@@ -12,6 +12,7 @@ import onnx_prune as api
 import typer
 
 from ..analysis.errors import UsageError
+from ..passes.criteria import CRITERIA
 from .amounts import budget, limits
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to read.")]
@@ -68,7 +69,8 @@ Criterion = Annotated[
     typer.Option(
         "--criterion",
         metavar="NAME",
-        help="How channels are ranked: obs (the default with --calibration), l2 (without) or l1.",
+        help="How channels are ranked: obs (the default with --calibration), l2 (without),"
+        f" {', '.join(sorted(CRITERIA.keys() - {'obs', 'l2'}))}, or one of a plug-in.",
     ),
 ]
 Recover = Annotated[

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..analysis.criteria import Inputs
 from ..analysis.graph import Array
 from ..analysis.groups import Analysis
 from ..analysis.selection import Selection
-from .calibrate import Calibration
 from .execute import Arrays
 from .stream import Stream
 
@@ -26,7 +26,7 @@ _EFFORT = 2e11
 
 
 def root_influences(
-    analysis: Analysis, tensors: Sequence[str], calibration: Calibration, folder: Path
+    analysis: Analysis, tensors: Sequence[str], inputs: Inputs, folder: Path
 ) -> dict[str, float]:
     """The root of `influences` on some calibration inputs: it damps an estimate that is one of first order.
 
@@ -35,7 +35,7 @@ def root_influences(
     """
     once = analysis.macs(Selection({})) * len(tensors) / 2
     samples = min(max(_FEW[0], int(_EFFORT / max(once, 1))), _FEW[1])
-    found = influences(analysis, tensors, _first(calibration.batches(), samples), folder)
+    found = influences(analysis, tensors, _first(inputs.batches(), samples), folder)
     return {name: value**0.5 for name, value in found.items()}
 
 

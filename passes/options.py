@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from ..analysis.criteria import Criterion
 from ..analysis.errors import PlanError, UsageError
 from ..analysis.goal import Goal, Range
 from ..analysis.groups import Analysis
@@ -43,9 +44,9 @@ class Options(GoalOptions, total=False):
     """What `plan` and `prune` take by keyword.
 
     Attributes:
-        criterion: how channels are ranked: "obs" by what their removal costs on calibration inputs once the
-            rest is fitted again (`analysis.obs`), or a name in `analysis.scores.CRITERIA` by their weights.
-            None is "obs" where calibration inputs are given, and "l2" where not.
+        criterion: how channels are ranked: a name in `passes.criteria.all_criteria`, or a criterion itself.
+            None is "obs" (what their removal costs on calibration inputs once the rest is fitted again) where
+            such inputs are given, and "l2" (the norm of their weights) where not.
         recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
             them. None is "least-squares" where calibration inputs are given, and "none" where not.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
@@ -55,7 +56,7 @@ class Options(GoalOptions, total=False):
             the errors that the criterion predicts.
     """
 
-    criterion: str | None
+    criterion: str | Criterion | None
     recover: str | None
     calibration: Calibration | CalibrationSource
     samples: int
@@ -68,7 +69,7 @@ class Request:
     """`Options`, taken apart."""
 
     goal: Goal
-    criterion: str
+    criterion: Criterion
     recover: str
     calibration: Calibration | CalibrationSource
     samples: int
@@ -112,7 +113,7 @@ class Request:
         """
         self.goal.check(analysis, amounts)
         if self.sensitivity is not None:
-            self.sensitivity.check(analysis, self.criterion)
+            self.sensitivity.check(analysis, self.criterion.name)
 
 
 def load_sensitivity(path: str | Path) -> Sensitivity:

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import onnx
 
+from ..analysis.criteria import L2, Criterion
 from ..analysis.errors import UsageError
 from ..analysis.graph import constant_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
-from ..analysis.scores import CRITERIA
 from ..analysis.selection import Selection
 from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import Calibration, Spec, open_calibration
-from .choose import FALLBACK, OBS
+from .choose import OBS
 from .cleanup import Cleanup
+from .criteria import criterion_of
 from .fold import FoldConstants
 from .recover import Refit, recover
 from .shrink import Shrink
@@ -38,44 +39,46 @@ def shrunk(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     return run_passes(model, [DropBlocks(plan.blocks), shrink, FoldConstants(), Cleanup()])
 
 
-def methods(criterion: str | None, recover: str | None, given: object) -> tuple[str, str]:
-    """The criterion and recovery to use: on data where some is ``given``, else on weights alone."""
-    measured = (OBS, RECOVERIES[0]) if given is not None else (FALLBACK, "none")
-    return criterion or measured[0], recover or measured[1]
-
-
-def check_methods(criterion: str, recover: str) -> None:
-    """Before any long work.
-
-    Args:
-        criterion: empty where nothing is chosen.
+def methods(criterion: str | Criterion | None, recover: str | None, given: object) -> tuple[Criterion, str]:
+    """The criterion and recovery to use: on data where some is ``given``, else on weights alone.
 
     Raises:
-        UsageError: there is no criterion or recovery of that name.
+        UsageError: there is no criterion of that name.
     """
-    criteria = [OBS, *sorted(CRITERIA)]
-    if criterion and criterion not in criteria:
-        raise UsageError(f"there is no criterion '{criterion}'; choose one of {', '.join(criteria)}")
+    defaults = (OBS, RECOVERIES[0]) if given is not None else (L2, "none")
+    return criterion_of(criterion) if criterion else defaults[0], recover or defaults[1]
+
+
+def check_recovery(recover: str) -> None:
+    """Before any long work.
+
+    Raises:
+        UsageError: there is no recovery of that name.
+    """
     if recover not in RECOVERIES:
         raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
 
 
 def calibrate(
-    model: Model, criterion: str, recover: str, given: Calibration | Spec, samples: int
+    model: Model, criterion: Criterion | None, recover: str, given: Calibration | Spec, samples: int
 ) -> Calibration | None:
     """The inputs to measure on: ``given`` itself, or what it names; None where nothing is measured.
 
+    Args:
+        criterion: None where nothing is ranked.
+
     Raises:
-        UsageError: there is no criterion or recovery of that name, or the data does not fit the model.
+        UsageError: there is no recovery of that name, or the data does not fit the model.
     """
-    check_methods(criterion, recover)
-    if criterion != OBS and recover == "none":
+    check_recovery(recover)
+    measures = criterion is not None and criterion.measures
+    if not measures and recover == "none":
         if given is not None:
             raise UsageError(
                 "calibration inputs have no use: neither criterion nor recovery measures anything"
             )
         return None
-    return given if isinstance(given, Calibration) else open_calibration(given, model, samples=samples)
+    return open_calibration(given, model, samples=samples)
 
 
 def recovery_of(plan: Plan) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from ..analysis.criteria import L2, Setting
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, make_plan
 from ..analysis.scores import Ranking
 from .blocks import DropBlocks
 from .calibrate import Calibration
-from .choose import ranked
 from .options import Request
 from .pipeline import calibrate
 from .use_up import used_up
@@ -50,9 +50,9 @@ class Planner:
         inputs = calibrate(
             whole.model, request.criterion, request.recover, request.calibration, request.samples
         )
-        # Blocks alone go where the ratio is 0, and nothing is measured.
-        measured = None if request.goal.ratio == 0 else inputs
-        ranking = ranked(left, request.criterion, measured, progress)
+        # Blocks alone go where the ratio is 0, and no order matters.
+        criterion = L2 if request.goal.ratio == 0 else request.criterion
+        ranking = criterion.rank(Setting(left, inputs, progress))
         if request.sensitivity is not None:
             ranking = request.sensitivity.ranking(left, ranking)
         return Planner(request, whole, left, ranking, inputs)
@@ -64,7 +64,7 @@ class Planner:
             PlanError: the budgets cannot be met.
         """
         request = self.request
-        how: dict[str, object] = {"criterion": request.criterion, "recover": request.recover}
+        how: dict[str, object] = {"criterion": request.criterion.name, "recover": request.recover}
         if self.inputs is not None:
             how["calibration"] = {"source": self.inputs.source, "digest": self.inputs.digest}
         if request.sensitivity is not None:

@@ -101,7 +101,7 @@ def apply(
         UsageError: the calibration inputs are not those of the plan.
     """
     smaller = shrunk(model, plan, analysis)
-    inputs = calibrate(model, "", recovery_of(plan), calibration, samples)
+    inputs = calibrate(model, None, recovery_of(plan), calibration, samples)
     if inputs is None:
         return smaller
     return refitted(model, smaller, plan, inputs, analysis, progress)[0]

@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from ..analysis.budget import Chooser
+from ..analysis.criteria import Criterion, Setting
 from ..analysis.errors import ModelError, PlanError, UsageError
 from ..analysis.graph import Array
 from ..analysis.groups import Analysis, Group, analyze
@@ -26,11 +27,10 @@ from ..analysis.selection import Selection
 from ..analysis.sensitivity import Curve, Sensitivity, model_digest
 from .calibrate import SAMPLES, Calibration, open_calibration
 from .calibrate import Spec as CalibrationSource
-from .choose import ranked
 from .execute import Arrays, first_line, open_session
 from .influence import distances, squared
 from .parallel import Shared, run_all
-from .pipeline import check_methods, methods, shrunk
+from .pipeline import check_recovery, methods, shrunk
 from .readers import load_function
 from .recover import recover as refit
 from .stretch import stretched, variants_for
@@ -71,7 +71,7 @@ def sensitivity(
     model: Model | Analysis,
     *,
     ratios: Sequence[float] = RATIOS,
-    criterion: str | None = None,
+    criterion: str | Criterion | None = None,
     recover: str | None = None,
     calibration: Calibration | CalibrationSource = None,
     samples: int = SAMPLES,
@@ -103,20 +103,17 @@ def sensitivity(
         BackendError: a worker was lost, or Dask is not installed.
     """
     levels = _levels(ratios)
-    criterion, recover = methods(criterion, recover, calibration)
-    check_methods(criterion, recover)
+    ranked, recover = methods(criterion, recover, calibration)
+    check_recovery(recover)
     analysis = model if isinstance(model, Analysis) else analyze(model)
     chooser = Chooser(analysis, {group.axis: np.zeros(group.size) for group in analysis.groups})
     if not chooser.sets:
         raise PlanError("no group of channels can be removed: 'onnx-prune analyze' tells why")
     if analysis.model.proto.ByteSize() > _LIMIT:
         raise ModelError("a model of 2 GB or more cannot be sent to the processes that measure it")
-    if isinstance(calibration, Calibration):
-        inputs = calibration
-    else:
-        inputs = open_calibration(calibration, analysis.model, samples=samples)
+    inputs = open_calibration(calibration, analysis.model, samples=samples)
     classes = _classes(labels, inputs)
-    ranking = ranked(analysis, criterion, inputs, progress)
+    ranking = ranked.rank(Setting(analysis, inputs, progress))
     chooser = Chooser(analysis, ranking.scores)
     sets = [_cuts(analysis, chooser, k, levels) for k in range(len(chooser.sets))]
     variants = variants_for(analysis.macs(Selection({})), inputs.samples)
@@ -135,7 +132,7 @@ def sensitivity(
     ]
     return Sensitivity(
         model_digest(analysis),
-        criterion,
+        ranked.name,
         recover,
         {"source": inputs.source, "digest": inputs.digest},
         levels,

@@ -121,11 +121,7 @@ def sparsify(
         CheckError: the certificate does not hold.
     """
     wanted = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    inputs = (
-        calibration
-        if isinstance(calibration, Calibration)
-        else open_calibration(calibration, model, samples=samples)
-    )
+    inputs = open_calibration(calibration, model, samples=samples)
     nothing = Plan((), {})
     folded = shrunk(model, nothing)  # a transposed weight becomes a weight, a BatchNormalization a bias
     verdict = certify(model, folded, nothing)

@@ -1,4 +1,4 @@
-"""What the consumers of every group read, measured on calibration inputs: the ground of choosing by OBS."""
+"""What the consumers of every group read, measured on calibration inputs; what criteria go by."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class _Probe:
     tensors: tuple[str, ...]
     moments: tuple[Moments, ...]
     add: Callable[[Arrays, int], None]
-    consumers: Callable[[Axis], Iterator[Consumer]]
+    consumers: Callable[[Axis, bool], Iterator[Consumer]]
     atoms: frozenset[Axis]
 
 
@@ -94,8 +94,12 @@ class Statistics:
         """Take errors of these outputs times a factor each; see `passes.influence`."""
         self._influence = influence
 
-    def consumers(self, axis: Axis) -> list[Consumer]:
-        """What reads the units of a group's axis."""
+    def consumers(self, axis: Axis, centred: bool = True) -> list[Consumer]:
+        """What reads the units of a group's axis.
+
+        Args:
+            centred: take features around their means where a bias makes up for these.
+        """
         return [
             replace(
                 consumer,
@@ -103,7 +107,7 @@ class Statistics:
             )
             for probe in self._probes
             if axis in probe.atoms
-            for consumer in probe.consumers(axis)
+            for consumer in probe.consumers(axis, centred)
         ]
 
 
@@ -191,11 +195,11 @@ def _of_weight(
         return None
     moments, add = _reader(analysis, fact, layer, position, batches, seed)
 
-    def consumers(atom: Axis) -> Iterator[Consumer]:
+    def consumers(atom: Axis, centred: bool) -> Iterator[Consumer]:
         matrix = layer.matrix(constant.value)
         for g, units in enumerate(along):
             if atom in units:
-                gram = moments.gram(g, centred=has_bias(fact))
+                gram = moments.gram(g, centred and has_bias(fact))
                 each = matrix.shape[1] // len(units[atom])  # kernel positions of a channel
                 energy = float(np.einsum("ko,kl,lo->", matrix[g], gram, matrix[g], optimize=True))
                 yield Consumer(gram, matrix[g], np.repeat(units[atom], each), energy)
@@ -279,10 +283,11 @@ def _of_computed(
             flat = _rows(arrays[inputs[operand]], axis)
             sums.add(flat[None, drawn_rows(len(flat), wanted, (seed, position, batch))])
 
-    def consumers(atom: Axis) -> Iterator[Consumer]:
-        data, other = moments[0].gram(0, centred=is_weight), moments[1].gram(0, centred=False)
+    def consumers(atom: Axis, centred: bool) -> Iterator[Consumer]:
+        data, other = moments[0].gram(0, centred and is_weight), moments[1].gram(0, centred=False)
         values, vectors = np.linalg.eigh(other)
-        weight = vectors * np.sqrt(np.maximum(values, 0))
+        # Of all roots the symmetric one: rows of features that do not correlate are as large as these.
+        weight = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
         yield Consumer(data, weight, along[atom], float(np.einsum("kl,kl->", data, other)))
 
     return _Probe(

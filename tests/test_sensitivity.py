@@ -31,6 +31,7 @@ from onnx_prune import (
     prune,
     sensitivity,
 )
+from onnx_prune.analysis.criteria import L2, Setting
 from onnx_prune.analysis.report import heat
 from onnx_prune.models.digits import FOLDER, load_digits
 from onnx_prune.passes.execute import execute
@@ -275,11 +276,9 @@ def test_budgets_follow_the_curves() -> None:
 
 
 def test_the_ranking_holds_the_measured_errors() -> None:
-    from onnx_prune.analysis.scores import rank
-
     model = net()
     analysis, found = analyze(model), measured(model)
-    ranking = found.ranking(analysis, rank(analysis, "l2"))
+    ranking = found.ranking(analysis, L2.rank(Setting(analysis)))
     for group, curve in zip(analysis.groups, found.curves, strict=True):
         errors = ranking.errors[group.axis]
         assert errors.shape == (9,) and (np.diff(errors) >= 0).all()
