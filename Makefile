@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	&& command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench zoo variants speed fuzz mutations tvm-zoo exports clean
+.PHONY: install demo test lint bench alignment zoo variants speed fuzz mutations tvm-zoo exports clean
 
 install: .venv/.installed
 
@@ -68,6 +68,10 @@ tvm-zoo: .venv/.installed
 # Slow: times against ONNX Runtime; the table goes to docs/benchmarks.md.
 bench: .venv/.installed
 	$(BIN)/python tools/bench.py
+
+# Slow: time against ratio with and without aligned channels; the table goes to docs/alignment.md.
+alignment: .venv/.installed
+	$(BIN)/python tools/alignment_table.py
 
 # Slow, and needs torch: the exports that tests prune, made again.
 exports: .venv/.tested

@@ -27,20 +27,20 @@ from .analysis.errors import (
     UsageError,
 )
 from .analysis.explain import Explanation, explain
+from .analysis.goal import Goal
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
-from .analysis.plan import Entry, Goal, Plan
+from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .backends.run import bench, compile
 from .passes.calibrate import Calibration, open_calibration
 from .passes.calibrate import Spec as CalibrationSource
+from .passes.options import Options, load_sensitivity
 from .passes.prune import (
-    Options,
     PruneResult,
     apply,
     export_lists,
     load_plan,
-    load_sensitivity,
     plan,
     prune,
     verify,

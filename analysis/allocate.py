@@ -1,8 +1,11 @@
-"""How much each group gives, so that the whole meets a budget with the least error.
+"""How much each set of groups gives, so that the whole meets its budgets with the least error.
 
-Minimises the sum of the groups' error curves plus a price times the cost, one group at a time with the
-others fixed, until nothing moves; the price is found by bisection (Everett, "Generalized Lagrange multiplier
-method", 1963). Costs are products of sizes of axes, as multiply-accumulates and parameters are.
+Minimises the sum of the sets' error curves plus a price times the cost, one set at a time with the others
+fixed, until nothing moves; the price is found by bisection (Everett, "Generalized Lagrange multiplier
+method", 1963). Costs are sums of products of sizes of axes. Where there are several at once (several budgets,
+or the moments at which activations are alive), each has a weight in the price, which is multiplied by how
+near it is to its limit, round after round (multiplicative weights: Arora, Hazan and Kale, Theory of
+Computing 8, 2012).
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from numpy.typing import NDArray
 
 from .axes import Axis, find
 from .budget import Chooser
+from .refine import Refinement
+from .resources import Cost, Term, rows
 from .scores import Ranking
 from .selection import Selection
 
@@ -24,44 +29,58 @@ Vector = NDArray[np.float64]
 LEVELS = 96
 _MOST = 0.97  # a group that loses more is better dropped as a block
 _SWEEPS = 6
-_PRICES = 40
-_FINEST = 1e-9
+_PRICES = 24
+_PRICE_RANGE = (1e-9, 1e6)
+_ROUNDS = 12  # of weights, and how many without a better choice are enough
+_PATIENCE = 6
 _CLOSE = 1 / 1024  # of a ratio
-_FULL = 0.995  # of a budget: as near as one gets
+_FULL = 0.997  # of a budget: as near as one gets
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """What one set of groups can give, rung by rung.
+
+    Attributes:
+        ratios: of units that go, rising from 0; shape (rungs,).
+        errors: what that does, shape (rungs,).
+        sizes: units that stay of each group, shape (rungs,).
+    """
+
+    ratios: Vector
+    errors: Vector
+    sizes: dict[Axis, Vector]
 
 
 @dataclass(frozen=True)
-class Term:
-    """``scale`` times the product of the sizes of ``axes``, a part of the cost."""
+class Limit:
+    """A cost that must not exceed ``amount``: the cost itself, and the terms it is estimated by."""
 
-    scale: float
-    axes: tuple[Axis, ...]
+    cost: Cost
+    terms: Sequence[Term]
+    amount: float
 
 
 class Allocator:
-    """Chooses a ratio for each of several sets of groups.
+    """Chooses a rung for each of several sets of groups.
 
     Args:
-        owner: the number of the set each free atom belongs to; others stay whole.
-        errors: for each set its error at the ratios of `levels`, rising.
-        terms: the cost.
+        ladders: of the sets.
+        terms: the costs, as sums of products.
+        limits: for each row the terms count in, what the sum is to stay below.
     """
 
-    def __init__(self, owner: dict[Axis, int], errors: Sequence[Vector], terms: Sequence[Term]) -> None:
-        self._owner = owner
-        self._errors = errors
-        self._terms: list[list[Term]] = [[] for _ in errors]
-        for term in terms:
+    def __init__(self, ladders: Sequence[Ladder], terms: Sequence[Term], limits: Vector) -> None:
+        self.ladders = ladders
+        self.limits = limits
+        self.terms = merged(terms)
+        self._owner = {axis: k for k, ladder in enumerate(ladders) for axis in ladder.sizes}
+        self._mine: list[list[int]] = [[] for _ in ladders]
+        for i, term in enumerate(self.terms):
             for number in {n for axis in term.axes for n in self._owners(axis)}:
-                self._terms[number].append(term)
-        self._whole = (
-            sum(term.scale * np.prod([float(axis.size) for axis in term.axes]) for term in terms) or 1.0
-        )
-
-    @staticmethod
-    def levels() -> Vector:
-        """The ratios among which is chosen."""
-        return np.linspace(0, _MOST, LEVELS)
+                self._mine[number].append(i)
+        self._first = np.array([term.first for term in self.terms], np.int64)
+        self._last = np.array([term.last for term in self.terms], np.int64)
 
     def _owners(self, axis: Axis) -> set[int]:
         axis = find(axis)
@@ -69,35 +88,59 @@ class Allocator:
             return {self._owner[axis]}
         return {n for part in axis.parts for n in self._owners(part)}
 
-    def at_price(self, price: float) -> Vector:
-        """The ratios that minimise errors plus ``price`` times the share of the cost that is left."""
-        levels = self.levels()
-        ratios = np.zeros(len(self._errors))
-        for _ in range(_SWEEPS):
-            before = ratios.copy()
-            for number, terms in enumerate(self._terms):
-                cost = sum((self._cost(term, ratios, number, levels) for term in terms), np.zeros(LEVELS))
-                total = self._errors[number] + price * cost / self._whole
-                ratios[number] = levels[int(np.argmin(total))]
-            if np.array_equal(before, ratios):
-                break
-        return ratios
+    def at_price(self, price: float, weights: Vector | None = None) -> list[int]:
+        """The rungs that minimise errors plus ``price`` times the weighted costs over their limits.
 
-    def _cost(self, term: Term, ratios: Vector, number: int, levels: Vector) -> Vector:
-        out = np.full(len(levels), term.scale)
+        Args:
+            weights: of each row; equal ones if not given.
+        """
+        if weights is None:
+            weights = np.full(len(self.limits), 1 / len(self.limits))
+        summed = np.concatenate([[0.0], np.cumsum(weights / self.limits)])
+        prices = price * (summed[self._last + 1] - summed[self._first])
+        choice = [0] * len(self.ladders)
+        for _ in range(_SWEEPS):
+            before = list(choice)
+            for number, mine in enumerate(self._mine):
+                total = self.ladders[number].errors.copy()
+                for i in mine:
+                    total += prices[i] * self._value(self.terms[i], choice, number)
+                choice[number] = int(np.argmin(total))
+            if before == choice:
+                break
+        return choice
+
+    def usage(self, choice: Sequence[int]) -> Vector:
+        """The costs over their limits, of each row."""
+        change = np.zeros(len(self.limits) + 1)
+        for term in self.terms:
+            value = self._value(term, choice, None)
+            change[term.first] += value
+            change[term.last + 1] -= value
+        return np.asarray(np.cumsum(change)[:-1] / self.limits)
+
+    def error(self, choice: Sequence[int]) -> float:
+        return sum(float(ladder.errors[i]) for ladder, i in zip(self.ladders, choice, strict=True))
+
+    def ratios(self, choice: Sequence[int]) -> list[float]:
+        return [float(ladder.ratios[i]) for ladder, i in zip(self.ladders, choice, strict=True)]
+
+    def _value(self, term: Term, choice: Sequence[int], number: int | None) -> Any:
+        out: Any = term.scale
         for axis in term.axes:
-            out = out * self._size(axis, ratios, number, levels)
+            out = out * self.size(axis, choice, number)
         return out
 
-    def _size(self, axis: Axis, ratios: Vector, number: int, levels: Vector) -> Any:
-        """Positions that stay, at each level of the set ``number``."""
+    def size(self, axis: Axis, choice: Sequence[int], number: int | None) -> Any:
+        """Positions that stay: one number, or one for each rung of the set ``number`` where it has a part."""
         axis = find(axis)
         if axis.kind in ("atom", "fix"):
             owner = self._owner.get(axis)
             if owner is None:
                 return axis.size
-            return axis.size * (1 - (levels if owner == number else ratios[owner]))
-        parts = [self._size(part, ratios, number, levels) for part in axis.parts]
+            sizes = self.ladders[owner].sizes[axis]
+            return sizes if owner == number else sizes[choice[owner]]
+        parts = [self.size(part, choice, number) for part in axis.parts]
         if axis.kind == "sum":
             return sum(parts)
         if axis.kind == "prod":
@@ -106,86 +149,109 @@ class Allocator:
             return axis.size * parts[0] / axis.parts[0].size
         return sum(parts) / len(parts)  # ragged: the mean of its blocks
 
-    def within(self, fits: Callable[[Vector], bool]) -> Vector:
-        """The ratios of the lowest price that ``fits`` accepts, or those of the highest there is."""
-        low, high = np.log(_FINEST), np.log(1e6)
-        best = self.at_price(float(np.exp(high)))
+    def within(self, fits: Callable[[list[int]], bool]) -> list[int] | None:
+        """The rungs of the least error among those found that ``fits`` accepts, if there are any."""
+        weights = np.full(len(self.limits), 1 / len(self.limits))
+        best: list[int] | None = None
+        waiting = 0
+        for turn in range(_ROUNDS if len(self.limits) > 1 else 1):
+            choice = self._cheapest(weights, fits)
+            if choice is None:
+                break
+            waiting += 1
+            if best is None or self.error(choice) < self.error(best):
+                best, waiting = choice, 0
+            if waiting == _PATIENCE:
+                break
+            weights = weights * np.maximum(self.usage(choice), 1e-3) ** (1 + turn) ** -0.5
+            weights /= weights.sum()
+        return best
+
+    def _cheapest(self, weights: Vector, fits: Callable[[list[int]], bool]) -> list[int] | None:
+        """The rungs of the lowest price that ``fits`` accepts."""
+        low, high = np.log(_PRICE_RANGE)
+        best = self.at_price(float(np.exp(high)), weights)
+        if not fits(best):
+            return None
         for _ in range(_PRICES):
             middle = (low + high) / 2
-            ratios = self.at_price(float(np.exp(middle)))
-            if fits(ratios):
-                best, high = ratios, middle
+            choice = self.at_price(float(np.exp(middle)), weights)
+            if fits(choice):
+                best, high = choice, middle
             else:
                 low = middle
         return best
 
 
-def allot(
-    chooser: Chooser,
-    ranking: Ranking,
-    terms: Sequence[Term],
-    cost: Callable[[Selection], int],
-    fraction: float,
-) -> Selection:
-    """The choice with the least error that leaves at most ``fraction`` of a cost.
-
-    Args:
-        terms: the cost as products of sizes, by which ratios are found.
-        cost: the cost itself, which is never exceeded.
-    """
-    goal = fraction * cost(Selection({}))
-    levels = Allocator.levels()
-    owner = {g.axis: k for k, pools in enumerate(chooser.sets) for pool in pools for g in pool}
-    errors = [
-        np.sum([_at(ranking.errors[g.axis], levels) for pool in pools for g in pool], axis=0)
-        for pools in chooser.sets
-    ]
-
-    def left(ratios: Vector) -> int:
-        return cost(chooser.at([float(r) for r in ratios]))
-
-    allocator = Allocator(owner, errors, terms)
-    ratios = allocator.within(lambda ratios: left(ratios) <= goal)
-    if left(ratios) > goal:  # the levels end before all but one unit goes
-        ratios = _least_common(left, len(errors), goal)
-    return chooser.at([float(r) for r in _filled(ratios, errors, levels, left, goal)])
+def ladder(chooser: Chooser, ranking: Ranking, number: int) -> Ladder:
+    """What the set ``number`` of a chooser can give."""
+    ratios = [r for r in chooser.ratios(number, LEVELS) if r <= _MOST]
+    counts = [chooser.counts(number, ratio) for ratio in ratios]
+    errors = np.array([_error(ranking, count) for count in counts])
+    sizes = {axis: np.array([count[axis] for count in counts]) for axis in counts[0]}
+    return Ladder(np.array(ratios), errors, sizes)
 
 
-def _at(errors: Vector, levels: Vector) -> Vector:
-    """An error curve over counts, at ratios."""
-    size = len(errors) - 1
-    return np.interp(levels * size, np.arange(size + 1), errors)
+def _error(ranking: Ranking, counts: dict[Axis, float]) -> float:
+    """The error of groups of which so many units stay."""
+    lost = 0.0
+    for axis, count in counts.items():
+        errors = ranking.errors[axis]
+        lost += float(np.interp(len(errors) - 1 - count, np.arange(len(errors)), errors))
+    return lost
 
 
-def _least_common(left: Callable[[Vector], int], count: int, goal: float) -> Vector:
+def allot(chooser: Chooser, ranking: Ranking, limits: Sequence[Limit]) -> Selection:
+    """The choice with the least error that keeps within all of ``limits``."""
+    allocator = Allocator([ladder(chooser, ranking, k) for k in range(len(chooser.sets))], *stacked(limits))
+
+    def usage(ratios: Sequence[float]) -> Vector:
+        """Each cost over its limit."""
+        selection = chooser.at(ratios)
+        return np.array([limit.cost(selection) / limit.amount for limit in limits])
+
+    def fits(ratios: Sequence[float]) -> bool:
+        return bool(usage(ratios).max() <= 1)
+
+    def error(number: int, ratio: float) -> float:
+        return _error(ranking, chooser.counts(number, ratio))
+
+    choice = allocator.within(lambda choice: fits(allocator.ratios(choice)))
+    # The rungs end before all but one unit goes.
+    ratios = _least_common(len(allocator.ladders), fits) if choice is None else allocator.ratios(choice)
+    refinement = Refinement(chooser, ratios, usage, error)
+    # Where there are several sums, units that are in none of the largest come back free.
+    refinement.fill(_FULL if len(allocator.limits) == 1 else np.inf)
+    refinement.exchange(_FULL)
+    return chooser.at(refinement.ratios)
+
+
+def stacked(limits: Sequence[Limit]) -> tuple[list[Term], Vector]:
+    """The terms of several limits, each with rows of its own, and what each row must not exceed."""
+    terms: list[Term] = []
+    amounts: list[float] = []
+    for limit in limits:
+        start = len(amounts)
+        terms += [Term(t.scale, t.axes, t.first + start, t.last + start) for t in limit.terms]
+        amounts += [max(limit.amount, 1.0)] * rows(limit.terms)
+    return terms, np.array(amounts)
+
+
+def merged(terms: Sequence[Term]) -> list[Term]:
+    """The same sums with one term for all that count the same positions in the same rows."""
+    scales: dict[tuple[tuple[Axis, ...], int, int], float] = {}
+    for term in terms:
+        key = (tuple(find(axis) for axis in term.axes), term.first, term.last)
+        scales[key] = scales.get(key, 0.0) + term.scale
+    return [Term(scale, *key) for key, scale in scales.items()]
+
+
+def _least_common(count: int, fits: Callable[[list[float]], bool]) -> list[float]:
     low, high = 0.0, 1.0
     while high - low > _CLOSE:
         middle = (low + high) / 2
-        if left(np.full(count, middle)) <= goal:
+        if fits([middle] * count):
             high = middle
         else:
             low = middle
-    return np.full(count, high)
-
-
-def _filled(
-    ratios: Vector, errors: Sequence[Vector], levels: Vector, left: Callable[[Vector], int], goal: float
-) -> Vector:
-    """Give units back, the ones that reduce the error most first, for as long as the budget holds."""
-    ratios, step = ratios.copy(), levels[1]
-    open_ = {k for k, ratio in enumerate(ratios) if ratio > 0}
-    while open_ and left(ratios) < _FULL * goal:
-        gain = {k: _gain(errors[k], levels, ratios[k], step) for k in sorted(open_)}
-        best = max(gain, key=gain.__getitem__)
-        more = ratios.copy()
-        more[best] = max(0.0, more[best] - step)
-        if left(more) <= goal:
-            ratios = more
-        if left(more) > goal or not more[best]:
-            open_.discard(best)
-    return ratios
-
-
-def _gain(errors: Vector, levels: Vector, ratio: float, step: float) -> float:
-    now, then = np.interp([ratio, max(0.0, ratio - step)], levels, errors)
-    return float(now - then)
+    return [high] * count

@@ -1,17 +1,14 @@
-"""What a model costs: parameters, multiply-accumulates, bytes."""
+"""What a model costs: parameters, multiply-accumulates, bytes, memory for activations."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import onnx
-
-from .axes import Axis, find
-from .graph import Constant, Node, constant_of, subgraphs, walk_graphs
+from .activations import activations, peak
+from .graph import Node, subgraphs
 from .groups import Analysis, analyze
-from .model import Model, stored_bytes
+from .model import Model
+from .parameters import Shrinking, elements_and_bytes
 from .plan import Plan, select
 from .selection import Selection
 
@@ -32,6 +29,7 @@ class Cost:
         macs: multiply-accumulates of convolutions, matrix products and einsums in one run; axes known only
             at run time count as one position. Both branches of an If count.
         bytes: bytes of all constants that something reads, as ONNX stores them.
+        memory: bytes of the activations that are alive at once, at most; see `analysis.activations`.
         uncounted: nodes that multiply but are missing from ``macs``, because their operator states no work
             or runs a body an unknown number of times.
     """
@@ -39,6 +37,7 @@ class Cost:
     params: int
     macs: int
     bytes: int
+    memory: int
     uncounted: tuple[str, ...] = ()
 
 
@@ -50,7 +49,8 @@ def measure(model: Model, analysis: Analysis | None = None) -> Cost:
     Example:
         ``measure(load("model.onnx")).macs``
     """
-    walk = (analysis or analyze(model)).walk
+    analysis = analysis or analyze(model)
+    walk = analysis.walk
     macs = 0
     counted = set()
     for work in walk.work:
@@ -59,13 +59,9 @@ def measure(model: Model, analysis: Analysis | None = None) -> Cost:
         for axis in work.axes:
             count *= axis.size
         macs += count
-    params = size = 0
-    for tensor in _constants(model.proto):
-        constant = constant_of(tensor)
-        params += constant.elements if constant.is_parameter else 0
-        size += 0 if constant.dtype.hasobject else stored_bytes(tensor)
+    params, size = elements_and_bytes(model)
     missing = tuple(n.name for n in walk.nodes if n.index not in counted and _multiplies(n))
-    return Cost(params, macs, size, missing)
+    return Cost(params, macs, size, peak(activations(walk), Selection({})), missing)
 
 
 def predict(analysis: Analysis, plan: Plan) -> Cost:
@@ -77,35 +73,14 @@ def predict(analysis: Analysis, plan: Plan) -> Cost:
         PlanError: the plan was made for another model.
     """
     before, selection = measure(analysis.model, analysis), select(analysis, plan)
-    elements = size = 0
-    for constant, count in _removed(analysis, selection):
-        elements += count
-        size += count * constant.dtype.itemsize
-    macs = analysis.macs(selection)
-    return Cost(before.params - elements, macs, before.bytes - size, before.uncounted)
-
-
-def _removed(analysis: Analysis, selection: Selection) -> Iterator[tuple[Constant, int]]:
-    """Each parameter and the elements it loses: fewer than none when uses that disagree split it."""
-    left: dict[str, dict[object, int]] = {}
-    constants: dict[str, Constant] = {}
-    for constant, _, axes in analysis.parameter_uses:
-        if constant.tensor is not None:
-            constants[constant.name] = constant
-            kept = tuple(_kept(selection, axis) for axis in axes)
-            count = math.prod(selection.count(axis) for axis in axes)
-            left.setdefault(constant.name, {})[kept] = count
-    for name, copies in left.items():
-        yield constants[name], constants[name].elements - sum(copies.values())
-
-
-def _kept(selection: Selection, axis: Axis) -> object:
-    """What a use keeps of an axis, as something to compare."""
-    axis = find(axis)
-    if axis.kind == "ragged":
-        return tuple(_kept(selection, part) for part in axis.parts)
-    positions = selection.positions(axis)
-    return None if positions is None else positions.tobytes()
+    elements, size = Shrinking(analysis).removed(selection)
+    return Cost(
+        before.params - elements,
+        analysis.macs(selection),
+        before.bytes - size,
+        peak(activations(analysis.walk), selection),
+        before.uncounted,
+    )
 
 
 def _multiplies(node: Node) -> bool:
@@ -114,14 +89,3 @@ def _multiplies(node: Node) -> bool:
     custom = node.proto.domain not in ("", "ai.onnx")
     # Bodies of Loop and Scan run as often as their inputs say.
     return custom or node.op in _PRODUCTS or (node.op in ("Loop", "Scan") and any(subgraphs(node.proto)))
-
-
-def _constants(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Initializers and Constant nodes that a node or an output reads."""
-    read = {name for graph in walk_graphs(proto.graph) for node in graph.node for name in node.input}
-    read.update(output.name for graph in walk_graphs(proto.graph) for output in graph.output)
-    for graph in walk_graphs(proto.graph):
-        yield from (tensor for tensor in graph.initializer if tensor.name in read)
-        for node in graph.node:
-            if node.op_type == "Constant" and node.output[0] in read:
-                yield from (a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)

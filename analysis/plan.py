@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from .allocate import Term, allot
+from .allocate import allot
 from .axes import Axis
-from .budget import Chooser
 from .components import Index
-from .errors import PlanError, UsageError
-from .groups import Analysis, Group
+from .errors import PlanError
+from .goal import Goal
+from .groups import Analysis
 from .memory import keeps_all
 from .scores import Ranking
 from .selection import Selection
@@ -92,93 +91,32 @@ class Plan:
         return Plan(entries, options, blocks)
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What a plan is to reach.
-
-    Attributes:
-        ratio: fraction of the units of every group to remove, in [0, 1).
-        macs, params: instead of ``ratio``, the fraction of multiply-accumulates or of parameters that may
-            remain, in (0, 1].
-        multiple: round the kept channels of an axis up to a multiple of this.
-        ignore: names of nodes, weights, activations or groups whose channels stay.
-    """
-
-    ratio: float | None = None
-    macs: float | None = None
-    params: float | None = None
-    multiple: int = 1
-    ignore: tuple[str, ...] = ()
-
-    BUDGETS: ClassVar[tuple[str, ...]] = ("ratio", "macs", "params")
-
-    def as_share_of(self, whole: Analysis, left: Analysis) -> Goal:
-        """Budgets that are shares of one model, as shares of what is ``left`` of it."""
-
-        def share(fraction: float | None, cost: Callable[[Analysis], int]) -> float | None:
-            return fraction and min(1.0, fraction * cost(whole) / cost(left))
-
-        return replace(
-            self,
-            macs=share(self.macs, lambda a: a.macs(Selection({}))),
-            params=share(self.params, lambda a: a.params(Selection({}))),
-        )
-
-    def check(self, analysis: Analysis) -> None:
-        """Before any long work.
-
-        Raises:
-            UsageError: an argument is out of range, or a name is unknown.
-            PlanError: nothing can be removed, or not enough.
-        """
-        _check(self.ratio, self.macs, self.params, self.multiple)
-        if not analysis.groups:
-            pins = "; ".join(dict.fromkeys(pin.reason for pin in analysis.pins))
-            raise PlanError(f"no group of channels can be removed: {pins or 'the model has no weights'}")
-        nothing = {group.axis: np.zeros(group.size) for group in analysis.groups}
-        furthest = Chooser(analysis, nothing, _ignored(analysis, self.ignore), self.multiple).at_ratio(1.0)
-        for cost, fraction, what in (
-            (analysis.macs, self.macs, "multiply-accumulates"),
-            (analysis.params, self.params, "parameters"),
-        ):
-            least, whole = cost(furthest), cost(Selection({}))
-            if fraction is not None and least > fraction * whole:
-                raise PlanError(
-                    f"{fraction:.1%} of the {what} cannot be reached: pruning as far as possible leaves"
-                    f" {least / whole:.1%}"
-                )
-
-
 @keeps_all
 def make_plan(
-    analysis: Analysis, goal: Goal, ranking: Ranking, how: Mapping[str, object] | None = None
+    analysis: Analysis,
+    goal: Goal,
+    ranking: Ranking,
+    how: Mapping[str, object] | None = None,
+    amounts: Mapping[str, float] | None = None,
 ) -> Plan:
     """Choose channels to remove.
 
     Args:
         ranking: what is lost with each unit.
         how: options to write into the plan beside those of the goal: where the ranking is from.
+        amounts: what the budgets of the goal amount to, where they are not those of ``analysis`` itself.
 
     Raises:
         UsageError, PlanError: as `Goal.check`.
     """
-    goal.check(analysis)
-    ratio, macs, params, multiple = goal.ratio, goal.macs, goal.params, goal.multiple
-    ignored = _ignored(analysis, goal.ignore)
-    chooser = Chooser(analysis, ranking.scores, ignored, multiple)
-    if ratio is not None:
-        selection = chooser.at_ratio(ratio)
-    elif macs is not None:
-        terms = [Term(work.scale, work.axes) for work in analysis.walk.work]
-        selection = allot(chooser, ranking, terms, analysis.macs, macs)
+    amounts = goal.amounts(analysis) if amounts is None else amounts
+    goal.check(analysis, amounts)
+    chooser = goal.chooser(analysis, ranking.scores)
+    if goal.ratio is not None:
+        selection = chooser.at_ratio(goal.ratio)
     else:
-        assert params is not None
-        terms = [Term(1, tuple(axes)) for _, _, axes in analysis.parameter_uses]
-        selection = allot(chooser, ranking, terms, analysis.params, params)
-    asked = {"ratio": ratio, "macs": macs, "params": params}
-    options: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-    options |= {"multiple": multiple, "ignore": sorted(goal.ignore)} | dict(how or {})
-    return Plan(entries_of(analysis, selection), options)
+        selection = allot(chooser, ranking, goal.limits_on(analysis, amounts))
+    return Plan(entries_of(analysis, selection), goal.options | dict(how or {}))
 
 
 def entries_of(analysis: Analysis, selection: Selection) -> tuple[Entry, ...]:
@@ -188,50 +126,6 @@ def entries_of(analysis: Analysis, selection: Selection) -> tuple[Entry, ...]:
         for group in analysis.groups
         if (kept := selection.positions(group.axis)) is not None
     )
-
-
-def _check(ratio: float | None, macs: float | None, params: float | None, multiple: int) -> None:
-    given = [
-        name for name, value in (("ratio", ratio), ("macs", macs), ("params", params)) if value is not None
-    ]
-    if len(given) != 1:
-        raise UsageError("give exactly one of ratio, macs and params" + (f", not {given}" if given else ""))
-    if ratio is not None and not 0 <= ratio < 1:
-        raise UsageError(f"ratio {ratio} is out of range: it is the fraction removed, from 0 up to but not 1")
-    for name, value in (("macs", macs), ("params", params)):
-        if value is not None and not 0 < value <= 1:
-            raise UsageError(f"{name} {value:.0%} is out of range: it is what may remain, above 0 % to 100 %")
-    if multiple < 1:
-        raise UsageError(f"multiple {multiple} is out of range: it must be at least 1")
-
-
-def _ignored(analysis: Analysis, names: Sequence[str]) -> list[Group]:
-    """The groups that live on the named nodes, weights, activations, or are named themselves."""
-    if not names:
-        return []
-    known: dict[str, set[str]] = {}
-    for constant in analysis.walk.constants:
-        known.setdefault(constant, {constant})
-    for tensor in analysis.walk.axes_of:
-        known.setdefault(tensor, {tensor})
-    for node in analysis.walk.nodes:
-        if node.proto.name:
-            known.setdefault(node.proto.name, set()).update(n for n in (*node.inputs, *node.outputs) if n)
-    groups = {group.id: group for group in analysis.groups}
-    found: dict[str, Group] = {}
-    for name in names:
-        if name in groups:
-            found[name] = groups[name]
-        elif name in known:
-            tensors = known[name]
-            for group in analysis.groups:
-                if any(m.tensor in tensors for m in (*group.members, *group.activations)):
-                    found[group.id] = group
-        else:
-            near = difflib.get_close_matches(name, [*known, *groups], n=3)
-            hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-            raise UsageError(f"cannot ignore '{name}': no node, tensor or group has that name{hint}")
-    return list(found.values())
 
 
 def select(analysis: Analysis, plan: Plan) -> Selection:

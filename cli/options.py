@@ -13,6 +13,7 @@ import typer
 
 from ..analysis.errors import UsageError
 from ..passes.criteria import CRITERIA
+from .amounts import budget, limits
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to read.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")]
@@ -26,18 +27,42 @@ Ratio = Annotated[
     ),
 ]
 Macs = Annotated[
-    str | None, typer.Option("--macs", metavar="PCT", help="Leave at most this share of the MACs: 50%.")
+    str | None,
+    typer.Option("--macs", metavar="BUDGET", help="Leave at most that many MACs: a share, 50%, or 200M."),
 ]
 Params = Annotated[
     str | None,
-    typer.Option("--params", metavar="PCT", help="Leave at most this share of the parameters: 50%."),
+    typer.Option("--params", metavar="BUDGET", help="Leave at most that many parameters: 50%, or 5M."),
+]
+Bytes = Annotated[
+    str | None,
+    typer.Option("--bytes", metavar="BUDGET", help="Leave at most that many bytes of weights: 50%, or 10MB."),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", metavar="BUDGET", help="Peak of the activations alive at once, at most: 50%, or 2MB."
+    ),
 ]
 Multiple = Annotated[
-    int, typer.Option("--multiple", metavar="N", help="Round kept channels up to a multiple of N.")
+    int | None,
+    typer.Option(
+        "--multiple",
+        metavar="N",
+        help="Round kept channels up to a multiple of N; by default to what suits each axis, 1 for none.",
+    ),
 ]
 Ignore = Annotated[
     list[str] | None,
     typer.Option("--ignore", metavar="NAME", help="Leave this node, tensor or group whole. Repeatable."),
+]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=MIN:MAX",
+        help="How many units of the named groups stay: 8:32, 25%:75%, 25%:. Repeatable.",
+    ),
 ]
 Criterion = Annotated[
     str | None,
@@ -93,26 +118,15 @@ Target = Annotated[str, typer.Option("--target", metavar="NAME", help="What to c
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run with.")]
 
 
-def percent(text: str | None, option: str) -> float | None:
-    """A share written as 50% or 50, as a fraction.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if text is None:
-        return None
-    try:
-        return float(text.strip().removesuffix("%")) / 100
-    except ValueError:
-        raise UsageError(f"{option} '{text}' is no percentage: write 50%") from None
-
-
 def _choice(
     ratio: Ratio = None,
     macs: Macs = None,
     params: Params = None,
-    multiple: Multiple = 1,
+    bytes_: Bytes = None,
+    memory: Memory = None,
+    multiple: Multiple = None,
     ignore: Ignore = None,
+    limit: Limit = None,
     criterion: Criterion = None,
     recover: Recover = None,
     calibration: Calibration = None,
@@ -121,15 +135,21 @@ def _choice(
     sensitivity: Sensitivity = None,
 ) -> api.Options:
     """What commands that choose channels are told, as the API takes it."""
-    given = sum(value is not None for value in (ratio, macs, params))
-    if given > 1 or not (given or drop):
-        raise UsageError("give exactly one of --ratio, --macs and --params (none with --drop alone)")
+    budgets = [value for value in (macs, params, bytes_, memory) if value is not None]
+    if (ratio is not None and budgets) or not (ratio is not None or budgets or drop):
+        raise UsageError(
+            "give exactly one of --ratio and budgets: --macs, --params, --bytes, --memory, one or several"
+            " (none with --drop alone)"
+        )
     return {
         "ratio": ratio,
-        "macs": percent(macs, "--macs"),
-        "params": percent(params, "--params"),
+        "macs": budget(macs, "macs"),
+        "params": budget(params, "params"),
+        "bytes": budget(bytes_, "bytes"),
+        "memory": budget(memory, "memory"),
         "multiple": multiple,
         "ignore": ignore or (),
+        "limits": limits(limit or ()),
         "criterion": criterion,
         "recover": recover,
         "calibration": calibration,

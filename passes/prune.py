@@ -6,58 +6,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
 from ..analysis.cost import Cost, measure
-from ..analysis.criteria import L2, Criterion, Setting
-from ..analysis.errors import PlanError, UsageError
 from ..analysis.export import index_lists, to_json
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
-from ..analysis.plan import Goal, Plan, make_plan
-from ..analysis.sensitivity import Sensitivity
+from ..analysis.plan import Plan
 from .blocks import DropBlocks
 from .calibrate import SAMPLES, Calibration
 from .calibrate import Spec as CalibrationSource
-from .pipeline import calibrate, difference, methods, recovery_of, refitted, shrunk
+from .options import Options, Request, read_text
+from .pipeline import calibrate, difference, recovery_of, refitted, shrunk
+from .planner import Planner
 from .recover import Refit
 from .verify import Verdict, certify
 
 T = TypeVar("T")
-
-
-class GoalOptions(TypedDict, total=False):
-    """What to reach: exactly one budget, and what is to be left alone; see `analysis.plan.Goal`."""
-
-    ratio: float | None
-    macs: float | None
-    params: float | None
-    multiple: int
-    ignore: Sequence[str]
-
-
-class Options(GoalOptions, total=False):
-    """What `plan` and `prune` take by keyword.
-
-    Attributes:
-        criterion: how channels are ranked: a name in `passes.criteria.all_criteria`, or a criterion itself.
-            None is "obs" (what their removal costs on calibration inputs once the rest is fitted again) where
-            such inputs are given, and "l2" (the norm of their weights) where not.
-        recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
-            them. None is "least-squares" where calibration inputs are given, and "none" where not.
-        calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
-        samples: how many of them are used at most.
-        drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
-        sensitivity: measured curves, or the file they are in: budgets are then shared out by them in place of
-            the errors that the criterion predicts.
-    """
-
-    criterion: str | Criterion | None
-    recover: str | None
-    calibration: Calibration | CalibrationSource
-    samples: int
-    drop: Sequence[str]
-    sensitivity: Sensitivity | str | Path | None
 
 
 @dataclass(frozen=True)
@@ -90,49 +55,6 @@ def _silent(step: str) -> None:
     """Tell nobody of progress."""
 
 
-@dataclass(frozen=True)
-class _Request:
-    """`Options`, taken apart."""
-
-    goal: Goal
-    criterion: Criterion
-    recover: str
-    calibration: Calibration | CalibrationSource
-    samples: int
-    drop: tuple[str, ...]
-    sensitivity: Sensitivity | None
-
-    @staticmethod
-    def of(options: Options) -> _Request:
-        left: dict[str, Any] = dict(options)
-        calibration = left.pop("calibration", None)
-        criterion, recover = methods(left.pop("criterion", None), left.pop("recover", None), calibration)
-        samples, drop = left.pop("samples", SAMPLES), tuple(left.pop("drop", ()))
-        left["ignore"] = tuple(left.get("ignore", ()))
-        if drop and all(left.get(budget) is None for budget in Goal.BUDGETS):
-            left["ratio"] = 0.0
-        measured = left.pop("sensitivity", None)
-        if isinstance(measured, str | Path):
-            measured = load_sensitivity(measured)
-        goal = Goal(**left)
-        if measured is not None and (drop or goal.ratio is not None):
-            raise UsageError(
-                "a sensitivity is of use for budgets of the whole model alone, not where blocks are dropped"
-                " or every group loses the same ratio"
-            )
-        return _Request(goal, criterion, recover, calibration, samples, drop, measured)
-
-    def check(self, analysis: Analysis) -> None:
-        """Before any long work; ``analysis`` is of the model without the blocks that are dropped.
-
-        Raises:
-            UsageError, PlanError: as `plan`.
-        """
-        self.goal.check(analysis)
-        if self.sensitivity is not None:
-            self.sensitivity.check(analysis, self.criterion.name)
-
-
 def plan(
     model: Model | Analysis,
     *,
@@ -143,34 +65,18 @@ def plan(
 
     Args:
         progress: called with the name of each step as it begins.
-        options: see `Options`, and `analysis.plan.Goal` for the budgets.
+        options: see `Options`.
 
     Example:
         ``plan(model, ratio=0.5)`` removes half the units of every group, ``plan(model, macs=0.4)`` leaves
-        at most 40 % of the multiply-accumulates.
+        at most 40 % of the multiply-accumulates, ``plan(model, macs=0.5, bytes=2_000_000)`` at most half of
+        them and two megabytes of weights.
 
     Raises:
         UsageError: an argument is out of range or names something unknown.
         PlanError: nothing can be removed, or the budget cannot be met.
     """
-    request = _Request.of(options)
-    analysis = model if isinstance(model, Analysis) else analyze(model)
-    whole, goal = analysis, request.goal
-    if request.drop:
-        analysis = analyze(DropBlocks(request.drop)(whole.model))
-        goal = goal.as_share_of(whole, analysis)
-    replace(request, goal=goal).check(analysis)
-    inputs = calibrate(whole.model, request.criterion, request.recover, request.calibration, request.samples)
-    how: dict[str, object] = {"criterion": request.criterion.name, "recover": request.recover}
-    if inputs is not None:
-        how["calibration"] = {"source": inputs.source, "digest": inputs.digest}
-    # Blocks alone go where the ratio is 0, and no order matters.
-    criterion = L2 if goal.ratio == 0 else request.criterion
-    ranking = criterion.rank(Setting(analysis, inputs, progress))
-    if request.sensitivity is not None:
-        ranking = request.sensitivity.ranking(analysis, ranking)
-        how["sensitivity"] = request.sensitivity.digest
-    return replace(make_plan(analysis, goal, ranking, how), blocks=request.drop)
+    return Planner.of(model, Request.of(options), progress).plan()
 
 
 def apply(
@@ -246,7 +152,7 @@ def prune(
     Raises:
         UsageError, PlanError: as `plan`.
     """
-    request = _Request.of(options)
+    request = Request.of(options)
     recover = request.recover
     seconds: dict[str, float] = {}
 
@@ -314,25 +220,4 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         PlanError: the file cannot be read, or is no plan.
     """
-    return Plan.from_json(_text(path, "plan"))
-
-
-def load_sensitivity(path: str | Path) -> Sensitivity:
-    """Read curves from a JSON file, as `Sensitivity.to_json` wrote it.
-
-    Example:
-        ``plan(model, macs=0.5, calibration=images, sensitivity=load_sensitivity("curves.json"))``
-
-    Raises:
-        PlanError: the file cannot be read, or holds no curves.
-    """
-    return Sensitivity.from_json(_text(path, "sensitivity file"))
-
-
-def _text(path: str | Path, what: str) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(
-            f"cannot read the {what} '{path}': {getattr(error, 'strerror', None) or error}"
-        ) from None
+    return Plan.from_json(read_text(path, "plan"))

@@ -27,8 +27,9 @@ from onnx_prune.analysis import axes as algebra
 from onnx_prune.analysis import facts
 from onnx_prune.analysis.axes import Axis, atom, atoms, factor, find, view
 from onnx_prune.analysis.criteria import L2, Setting
+from onnx_prune.analysis.goal import Goal
 from onnx_prune.analysis.graph import Node
-from onnx_prune.analysis.plan import Goal, make_plan, select
+from onnx_prune.analysis.plan import make_plan, select
 from onnx_prune.analysis.rules import RULES, Rule
 from onnx_prune.analysis.walk import Outputs, Walk
 from onnx_prune.passes.cleanup import Cleanup

@@ -266,7 +266,7 @@ def test_a_unit_scores_what_goes_with_it(build: Callable[[Graph], Model]) -> Non
 def test_every_criterion_ranks_every_kind_of_axis(name: str, build: Callable[[Graph], Model]) -> None:
     model = build(Graph(seed=5))
     given = {"samples": 4} if CRITERIA[name].measures else {}
-    result = prune(model, ratio=0.3, criterion=name, recover="none", **given)
+    result = prune(model, ratio=0.3, multiple=1, criterion=name, recover="none", **given)
     assert result.verdict is not None and result.verdict.ok, result.verdict
     assert result.plan.entries and result.plan.options["criterion"] == name
 
@@ -342,7 +342,7 @@ def test_all_prune_a_trained_model_with_the_certificate_holding(name: str) -> No
     model = load(FOLDER / "digits_resnet.onnx")
     images = load_digits("train").images[:32] if CRITERIA[name].measures else None
     given = {} if images is None else {"calibration": {model.proto.graph.input[0].name: images}}
-    result = prune(model, ratio=0.3, criterion=name, recover="none", **given)
+    result = prune(model, ratio=0.3, multiple=1, criterion=name, recover="none", **given)
     assert result.verdict is not None and result.verdict.ok, result.verdict
     assert all(len(e.keep) == e.size - int(e.size * 0.3) for e in result.plan.entries)
 

@@ -36,11 +36,12 @@ class Row:
 
 
 def cost_rows(before: Cost, after: Cost) -> list[Row]:
-    """Parameters, multiply-accumulates and bytes, before and after."""
+    """Parameters, multiply-accumulates, bytes and memory, before and after."""
     return [
         Row.counts("parameters", before.params, after.params),
         Row.counts("MACs", before.macs, after.macs),
         Row.counts("weight bytes", before.bytes, after.bytes),
+        Row.counts("activation bytes", before.memory, after.memory),
     ]
 
 
@@ -50,10 +51,10 @@ def pin_reasons(analysis: Analysis) -> list[tuple[str, int]]:
 
 
 def cost_json(before: Cost, after: Cost) -> dict[str, Any]:
-    """``params``, ``macs`` and ``bytes`` as ``{before, after}``, and the names of uncounted nodes."""
+    """Each cost as ``{before, after}``, and the names of uncounted nodes."""
     counts = {
         key: {"before": getattr(before, key), "after": getattr(after, key)}
-        for key in ("params", "macs", "bytes")
+        for key in ("params", "macs", "bytes", "memory")
     }
     return counts | {"uncounted": list(before.uncounted)}
 
