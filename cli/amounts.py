@@ -21,6 +21,18 @@ def share(text: str) -> float:
     return float(text.strip().removesuffix("%")) / 100
 
 
+def fraction(text: str | None, option: str) -> float | None:
+    """A share as a fraction, where one is given.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return None if text is None else share(text)
+    except ValueError:
+        raise UsageError(f"{option} '{text}' is no percentage: write 1%") from None
+
+
 def budget(text: str | None, resource: str) -> Amount | None:
     """A budget of a resource: a share such as 50% or 50 as a float, an amount such as 200M as an integer.
 

@@ -13,7 +13,8 @@ import typer
 
 from ..analysis.errors import UsageError
 from ..passes.criteria import CRITERIA
-from .amounts import budget, limits
+from ..passes.options import TARGET
+from .amounts import budget, fraction, limits
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to read.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")]
@@ -42,6 +43,34 @@ Memory = Annotated[
     str | None,
     typer.Option(
         "--memory", metavar="BUDGET", help="Peak of the activations alive at once, at most: 50%, or 2MB."
+    ),
+]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        "--latency",
+        metavar="TIME",
+        help="What a run may take on --target, measured: 60%, or 4ms.",
+    ),
+]
+TimedOn = Annotated[
+    str | None,
+    typer.Option("--target", metavar="NAME", help="Where --latency is measured: cpu (TVM) or onnxruntime."),
+]
+AccuracyDrop = Annotated[
+    str | None,
+    typer.Option(
+        "--accuracy-drop",
+        metavar="PCT",
+        help="The largest cut that loses at most that many points of accuracy on labelled data: 1%.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="DATA",
+        help="Classes of the calibration inputs, to measure accuracy: FILE.npy or module:function.",
     ),
 ]
 Multiple = Annotated[
@@ -130,6 +159,10 @@ def _choice(
     params: Params = None,
     bytes_: Bytes = None,
     memory: Memory = None,
+    latency: Latency = None,
+    target: TimedOn = None,
+    accuracy_drop: AccuracyDrop = None,
+    labels: Labels = None,
     multiple: Multiple = None,
     ignore: Ignore = None,
     limit: Limit = None,
@@ -142,18 +175,24 @@ def _choice(
     sensitivity: Sensitivity = None,
 ) -> api.Options:
     """What commands that choose channels are told, as the API takes it."""
-    budgets = [value for value in (macs, params, bytes_, memory) if value is not None]
+    budgets = [value for value in (macs, params, bytes_, memory, latency, accuracy_drop) if value is not None]
     if (ratio is not None and budgets) or not (ratio is not None or budgets or drop):
         raise UsageError(
-            "give exactly one of --ratio and budgets: --macs, --params, --bytes, --memory, one or several"
-            " (none with --drop alone)"
+            "give exactly one of --ratio and budgets, one or several: --macs, --params, --bytes, --memory,"
+            " --latency or --accuracy-drop (none with --drop alone)"
         )
+    if target is not None and latency is None:
+        raise UsageError("--target says where --latency is measured, which is not given")
     return {
         "ratio": ratio,
         "macs": budget(macs, "macs"),
         "params": budget(params, "params"),
         "bytes": budget(bytes_, "bytes"),
         "memory": budget(memory, "memory"),
+        "latency": latency,
+        "target": target or TARGET,
+        "accuracy_drop": fraction(accuracy_drop, "--accuracy-drop"),
+        "labels": labels,
         "multiple": multiple,
         "ignore": ignore or (),
         "limits": limits(limit or ()),

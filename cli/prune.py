@@ -14,7 +14,17 @@ from ..analysis.report.summary import analysis_json, cost_json, recovery_json
 from ..passes.save import save_text
 from . import options
 from .app import app, examples
-from .show import check_outputs, console, emit, print_costs, report, say, step, verdict_json
+from .show import (
+    check_outputs,
+    console,
+    emit,
+    print_costs,
+    report,
+    say,
+    say_measured,
+    step,
+    verdict_json,
+)
 
 
 @app.command(
@@ -50,6 +60,7 @@ def plan(
     if export:
         save_text(api.export_lists(loaded, made), export)
     print_costs(before, after)
+    say_measured(made)
     removed = sum(entry.size - len(entry.keep) for entry in made.entries)
     say(f"wrote {output}: {removed} channels of {len(made.entries)} groups go")
     emit(
@@ -134,6 +145,7 @@ def prune(
             save_text(api.export_lists(loaded, result.plan), export)
         api.save(result.model, output)
     print_costs(result.before, result.after)
+    say_measured(result.plan)
     emit(
         json_,
         cost_json(result.before, result.after)
@@ -142,6 +154,8 @@ def prune(
             "verify": verdict_json(verdict) if verdict else None,
             "recover": recovery_json(result.refits),
             "calibration": result.calibration,
+            "latency": result.plan.options.get("latency"),
+            "accuracy": result.plan.options.get("accuracy"),
             "plan_digest": result.plan.digest,
             "seconds": result.seconds,
         },

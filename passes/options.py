@@ -14,7 +14,10 @@ from ..analysis.groups import Analysis
 from ..analysis.sensitivity import Sensitivity
 from .calibrate import SAMPLES, Calibration
 from .calibrate import Spec as CalibrationSource
+from .labels import Labels
 from .pipeline import methods
+
+TARGET = "cpu"
 
 
 class GoalOptions(TypedDict, total=False):
@@ -55,6 +58,13 @@ class Options(GoalOptions, total=False):
         drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
         sensitivity: measured curves, or the file they are in: budgets are then shared out by them in place of
             the errors that the criterion predicts.
+        latency: what a run may take on ``target``, measured: a share of the dense model's time up to 1, or
+            text such as "60%" and "4ms". The least cut that does is chosen; budgets hold beside it.
+        target: where time is measured: "cpu" (compiled by TVM) or "onnxruntime".
+        accuracy_drop: instead of ``latency``, the largest cut that loses at most that fraction of accuracy on
+            labelled calibration inputs.
+        labels: classes of the calibration inputs, where they do not hold them: int (samples,), FILE.npy, or
+            "module:function".
     """
 
     criterion: str | Criterion | None
@@ -64,6 +74,10 @@ class Options(GoalOptions, total=False):
     steps: int
     drop: Sequence[str]
     sensitivity: Sensitivity | str | Path | None
+    latency: float | str | None
+    target: str
+    accuracy_drop: float | None
+    labels: Labels
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,10 @@ class Request:
     steps: int
     drop: tuple[str, ...]
     sensitivity: Sensitivity | None
+    latency: float | str | None = None
+    target: str = TARGET
+    accuracy_drop: float | None = None
+    labels: Labels = None
 
     @staticmethod
     def of(options: Options) -> Request:
@@ -97,7 +115,23 @@ class Request:
         measured = left.pop("sensitivity", None)
         if isinstance(measured, str | Path):
             measured = load_sensitivity(measured)
+        latency, target = left.pop("latency", None), left.pop("target", None) or TARGET
+        allowed, labels = left.pop("accuracy_drop", None), left.pop("labels", None)
+        if latency is not None and allowed is not None:
+            raise UsageError("give either a latency or an accuracy drop")
+        if allowed is not None and not 0 <= allowed < 1:
+            raise UsageError(f"an accuracy drop of {allowed:.0%} is out of range: give 0 % to below 100 %")
+        if labels is not None and allowed is None:
+            raise UsageError("labels are of use for an accuracy drop alone")
         goal = Goal.of(left)
+        if latency is not None or allowed is not None:
+            if goal.ratio is not None:
+                raise UsageError("a ratio says what goes: give no latency or accuracy drop with it")
+            if steps > 1:
+                raise UsageError(
+                    "steps need to know how far to go: give no latency or accuracy drop with them"
+                )
+            goal = replace(goal, budgets={"macs": 1.0, **goal.budgets})
         if drop and goal.ratio is None and not goal.budgets:
             goal = replace(goal, ratio=0.0)
         if measured is not None and steps > 1:
@@ -107,7 +141,20 @@ class Request:
                 "a sensitivity is of use for budgets of the whole model alone, not where blocks are dropped"
                 " or every group loses the same ratio"
             )
-        return Request(goal, criterion, recover, calibration, samples, steps, drop, measured)
+        return Request(
+            goal,
+            criterion,
+            recover,
+            calibration,
+            samples,
+            steps,
+            drop,
+            measured,
+            latency,
+            target,
+            allowed,
+            labels,
+        )
 
     def check(self, analysis: Analysis, amounts: Mapping[str, float] | None = None) -> None:
         """Before any long work; ``analysis`` is of the model without the blocks that are dropped.

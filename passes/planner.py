@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..analysis.criteria import L2, Setting
+from ..analysis.goal import Goal
 from ..analysis.groups import Analysis, analyze
-from ..analysis.model import Model
 from ..analysis.plan import Plan, make_plan
+from ..analysis.resources import RESOURCES
 from ..analysis.scores import Ranking
+from ..analysis.selection import Selection
 from .blocks import DropBlocks
 from .calibrate import Calibration
 from .gradual import ranked_in_steps
@@ -25,7 +29,7 @@ class Planner:
     Attributes:
         whole: analysis of the model.
         left: analysis of what is left of it without the blocks that go.
-        inputs: what channels were ranked on; None where only weights were read.
+        inputs: what channels are ranked and layers fitted on; None where only weights are read.
     """
 
     request: Request
@@ -35,18 +39,14 @@ class Planner:
     inputs: Calibration | None
 
     @staticmethod
-    def of(
-        model: Model | Analysis, request: Request, progress: Callable[[str], None] = lambda step: None
-    ) -> Planner:
+    def of(whole: Analysis, request: Request, progress: Callable[[str], None] = lambda step: None) -> Planner:
         """Rank the channels of a model.
 
         Raises:
             UsageError, PlanError: as `Request.check`.
             ModelError: the model cannot be run on the calibration inputs.
         """
-        whole = left = model if isinstance(model, Analysis) else analyze(model)
-        if request.drop:
-            left = analyze(DropBlocks(request.drop)(whole.model))
+        left = analyze(DropBlocks(request.drop)(whole.model)) if request.drop else whole
         request.check(left, request.goal.amounts(whole))
         inputs = calibrate(
             whole.model, request.criterion, request.recover, request.calibration, request.samples
@@ -66,6 +66,31 @@ class Planner:
         Raises:
             PlanError: the budgets cannot be met.
         """
+        return self._plan(self.request.goal)
+
+    def at_macs(self, share: float) -> Plan:
+        """A plan that also leaves at most a share of the multiply-accumulates of the whole.
+
+        Raises:
+            PlanError: the budgets cannot be met.
+        """
+        goal = self.request.goal
+        return self._plan(replace(goal, budgets={**goal.budgets, "macs": min(1.0, share)}))
+
+    def shares_of_macs(self) -> tuple[float, float]:
+        """The least and the most multiply-accumulates that a plan can leave, as shares of the whole."""
+        cost = RESOURCES["macs"].cost(self.left)
+        whole = RESOURCES["macs"].cost(self.whole)(Selection({}))
+        nothing = {group.axis: np.zeros(group.size) for group in self.left.groups}
+        furthest = self.request.goal.chooser(self.left, nothing).at_ratio(1.0)
+        most = min(self.request.goal.amounts(self.whole).get("macs", whole), cost(Selection({})))
+        return cost(furthest) / whole, most / whole
+
+    def noted(self, plan: Plan, how: Mapping[str, object]) -> Plan:
+        """A plan with more said of how it was found."""
+        return replace(plan, options=plan.options | dict(how))
+
+    def _plan(self, goal: Goal) -> Plan:
         request = self.request
         how: dict[str, object] = {"criterion": request.criterion.name, "recover": request.recover}
         if request.steps > 1:
@@ -76,7 +101,7 @@ class Planner:
             how["sensitivity"] = request.sensitivity.digest
 
         def make(amounts: Mapping[str, float]) -> Plan:
-            made = make_plan(self.left, request.goal, self.ranking, how, amounts)
+            made = make_plan(self.left, goal, self.ranking, how, amounts)
             return replace(made, blocks=request.drop)
 
-        return used_up(self.whole.model, self.left, request.goal.amounts(self.whole), make)
+        return used_up(self.whole.model, self.left, goal.amounts(self.whole), make)

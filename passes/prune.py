@@ -20,6 +20,7 @@ from .options import Options, Request, read_text
 from .pipeline import calibrate, difference, recovery_of, refitted, shrunk
 from .planner import Planner
 from .recover import Refit
+from .search import prepared
 from .verify import Verdict, certify
 
 T = TypeVar("T")
@@ -70,13 +71,17 @@ def plan(
     Example:
         ``plan(model, ratio=0.5)`` removes half the units of every group, ``plan(model, macs=0.4)`` leaves
         at most 40 % of the multiply-accumulates, ``plan(model, macs=0.5, bytes=2_000_000)`` at most half of
-        them and two megabytes of weights.
+        them and two megabytes of weights, ``plan(model, latency="4ms", target="onnxruntime")`` what runs in
+        4 ms there.
 
     Raises:
         UsageError: an argument is out of range or names something unknown.
         PlanError: nothing can be removed, or the budget cannot be met.
+        BackendError: time is to be measured on a target whose runtime is missing.
     """
-    return Planner.of(model, Request.of(options), progress).plan()
+    analysis = model if isinstance(model, Analysis) else analyze(model)
+    request, search = prepared(Request.of(options), analysis)
+    return search(Planner.of(analysis, request, progress), progress)
 
 
 def apply(
@@ -166,12 +171,13 @@ def prune(
     analysis = timed("analyze", lambda: analyze(model))
     if not request.drop:  # before any long work
         request.check(analysis)
+    request, search = prepared(request, analysis)
     inputs = timed(
         "calibrate",
         lambda: calibrate(model, request.criterion, recover, request.calibration, request.samples),
     )
-    measured: Options = {**options, "criterion": request.criterion, "recover": recover, "calibration": inputs}
-    chosen = timed("plan", lambda: plan(analysis, progress=progress, **measured))
+    request = replace(request, calibration=inputs)
+    chosen = timed("plan", lambda: search(Planner.of(analysis, request, progress), progress))
     smaller = timed("apply", lambda: shrunk(model, chosen, analysis))
     verdict = timed("verify", lambda: certify(model, smaller, chosen, analysis=analysis)) if check else None
     refits: tuple[Refit, ...] = ()

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import pickle
-import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import onnx
-import onnxruntime
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..analysis.budget import Chooser
 from ..analysis.criteria import Criterion, Setting
 from ..analysis.errors import ModelError, PlanError, UsageError
-from ..analysis.graph import Array
 from ..analysis.groups import Analysis, Group, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Entry, Plan, entries_of, select
@@ -27,17 +24,16 @@ from ..analysis.selection import Selection
 from ..analysis.sensitivity import Curve, Sensitivity, model_digest
 from .calibrate import SAMPLES, Calibration, open_calibration
 from .calibrate import Spec as CalibrationSource
-from .execute import Arrays, first_line, open_session
+from .execute import Arrays
 from .influence import distances, squared
+from .labels import Labels, accuracy, classes_of, run_batches
 from .parallel import Shared, run_all
 from .pipeline import check_recovery, methods, shrunk
-from .readers import load_function
 from .recover import recover as refit
 from .stretch import stretched, variants_for
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Cut: TypeAlias = tuple[Entry, ...]  # what stays of the groups that shrink
-Labels: TypeAlias = str | Path | ArrayLike | None
 
 _LIMIT = (1 << 31) - 1  # bytes that protobuf can serialise in one piece
 
@@ -112,7 +108,7 @@ def sensitivity(
     if analysis.model.proto.ByteSize() > _LIMIT:
         raise ModelError("a model of 2 GB or more cannot be sent to the processes that measure it")
     inputs = open_calibration(calibration, analysis.model, samples=samples)
-    classes = _classes(labels, inputs)
+    classes = classes_of(labels, inputs)
     ranking = ranked.rank(Setting(analysis, inputs, progress))
     chooser = Chooser(analysis, ranking.scores)
     sets = [_cuts(analysis, chooser, k, levels) for k in range(len(chooser.sets))]
@@ -147,32 +143,6 @@ def _levels(ratios: Sequence[float]) -> tuple[float, ...]:
         told = f"ratio {wrong[0]} is out of range" if wrong else "there are no ratios"
         raise UsageError(f"{told}: give fractions removed, from 0 up to but not 1")
     return tuple(sorted({0.0, *map(float, ratios)}))
-
-
-def _classes(labels: Labels, inputs: Calibration) -> NDArray[np.int64] | None:
-    """One class a sample."""
-    if labels is None:
-        return inputs.labels
-    where = "the labels given"
-    value: object = labels
-    if isinstance(labels, str | Path):
-        where = f"the labels '{labels}'"
-        value = _read(labels, where)
-    array = np.asarray(value)
-    if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise UsageError(f"{where} are {array.dtype} of shape {array.shape}: give one integer a sample")
-    if len(array) < inputs.samples:
-        raise UsageError(f"{where} are {len(array)}, for {inputs.samples} samples of calibration inputs")
-    return array[: inputs.samples].astype(np.int64)
-
-
-def _read(labels: str | Path, where: str) -> object:
-    if re.fullmatch(r"[\w.]+:\w+", str(labels)) and not Path(labels).exists():
-        return load_function(str(labels))()
-    try:
-        return np.load(labels, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"cannot read {where}: {first_line(error)}; give an .npy file") from None
 
 
 # ------------------------------------------------------------------ what is cut
@@ -217,7 +187,7 @@ def _measured(shared: Shared, cuts: Sequence[Cut]) -> list[_Point]:
     work = _Work.unpacked(shared)
     model = Model(onnx.ModelProto.FromString(work.model))
     analysis = analyze(model)
-    wanted = list(_run(model, work.batches))
+    wanted = list(run_batches(model, work.batches))
     apart = sum(distances([arrays[name] for arrays in wanted]) for name in wanted[0])
     if not 0 < apart < np.inf:
         raise ModelError(
@@ -248,7 +218,7 @@ def _point(work: _Work, analysis: Analysis, cut: Cut, wanted: list[Arrays], apar
                 nearest=True,
                 threads=1,
             )
-    got = list(_run(smaller, work.batches))
+    got = list(run_batches(smaller, work.batches))
     missing = sum(
         squared(mine[name], theirs[name]) for mine, theirs in zip(got, wanted, strict=True) for name in theirs
     )
@@ -257,28 +227,5 @@ def _point(work: _Work, analysis: Analysis, cut: Cut, wanted: list[Arrays], apar
     return _Point(missing / apart, _accuracy(work, got))
 
 
-def _run(model: Model, batches: Sequence[Arrays]) -> Iterator[Arrays]:
-    """The model's outputs for each batch, computed by one thread."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    try:
-        session = open_session(model.proto, options)
-        names = [output.name for output in session.get_outputs()]
-        for arrays in batches:
-            yield dict(zip(names, session.run(names, arrays), strict=True))
-    except Exception as error:  # the runtime raises its own classes, one for each failure
-        raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None
-
-
 def _accuracy(work: _Work, outputs: Sequence[Arrays]) -> float | None:
-    """The fraction of samples for which the first output is largest at their class."""
-    if work.labels is None:
-        return None
-    logits: list[Array] = [next(iter(arrays.values())) for arrays in outputs]
-    if any(value.ndim != 2 for value in logits) or sum(map(len, logits)) != len(work.labels):
-        raise UsageError(
-            f"accuracy needs a first output of shape (samples, classes), not {logits[0].shape}: measure"
-            " without labels"
-        )
-    return float((np.concatenate(logits).argmax(axis=1) == work.labels).mean())
+    return None if work.labels is None else accuracy(outputs, work.labels)

@@ -80,6 +80,8 @@ def test_the_plan_is_one_for_the_model_as_it_was_given() -> None:
 def test_bad_requests() -> None:
     with pytest.raises(UsageError, match="steps 0 is out of range"):
         plan(net(), ratio=0.5, steps=0)
+    with pytest.raises(UsageError, match="how far to go"):
+        plan(net(), latency="50%", steps=2)
 
 
 def test_the_command(tmp_path: Path) -> None:
