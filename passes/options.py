@@ -128,9 +128,7 @@ class Request:
             if goal.ratio is not None:
                 raise UsageError("a ratio says what goes: give no latency or accuracy drop with it")
             if steps > 1:
-                raise UsageError(
-                    "steps need to know how far to go: give no latency or accuracy drop with them"
-                )
+                raise UsageError("steps need to know how far to go: give no latency or accuracy drop")
             goal = replace(goal, budgets={"macs": 1.0, **goal.budgets})
         if drop and goal.ratio is None and not goal.budgets:
             goal = replace(goal, ratio=0.0)
