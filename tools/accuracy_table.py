@@ -152,7 +152,8 @@ def document(table: Table) -> str:
 Made by `make accuracy`, in one run with fixed seeds, with ONNX Runtime {onnxruntime.__version__} and
 {against}. The three models of `models/` are pruned to a budget of MACs
 (`prune --macs`), and nothing is trained afterwards. A cell is the accuracy on the {count} test images, which
-nothing else saw. MACs are those of the resulting .onnx by `onnx_prune.measure`; a budget is never exceeded,
+no method reads; settings of onnx-prune were chosen while such figures were looked at, so its own are a little
+bright. MACs are those of the resulting .onnx by `onnx_prune.measure`; a budget is never exceeded,
 and where more than half a point more was removed than the row says, the cell says how much.
 
 - **{DATA}**: `--criterion obs --recover least-squares --calibration`, on the first {IMAGES} training images
@@ -160,8 +161,8 @@ and where more than half a point more was removed than the row says, the cell sa
 - **{NO_DATA}**: the same on synthetic inputs, without `--calibration`.
 - **{NO_FIT}**: the channels of the first column go, and the weights that stay are left as they were
   (`--criterion obs --recover none --calibration`).
-- **{ENERGY}**: channels chosen as Wanda does weights, by their norm times that of what they read, and no fit
-  (`--criterion activation --recover none --calibration`).
+- **{ENERGY}**: channels chosen as Wanda does weights, by their norm times that of what they read, and
+  no fit (`--criterion activation --recover none --calibration`).
 - **{L2_FIT}**: channels chosen by the norm of their weights, layers fitted as in the first column
   (`--criterion l2 --recover least-squares --calibration`).
 - **{L2}**: magnitude pruning (`--criterion l2 --recover none`).
