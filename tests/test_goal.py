@@ -9,7 +9,7 @@ import pytest
 from graphs import PLAIN, Graph, pruned
 from onnx import TensorProto, helper, numpy_helper
 from onnx_prune import Model, Plan, PlanError, UsageError, analyze, apply, load, measure, plan
-from onnx_prune.analysis.alignment import alignment
+from onnx_prune.analysis.alignment import alignment, convolved
 from onnx_prune.analysis.resources import RESOURCES
 from onnx_prune.cli.amounts import budget, limits
 from onnx_prune.models.digits import FOLDER
