@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	&& command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench alignment zoo variants speed fuzz mutations tvm-zoo exports clean
+.PHONY: install demo test lint bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports clean
 
 install: .venv/.installed
 
@@ -64,6 +64,11 @@ mutations: .venv/.tested
 # Slow: every graph of the zoo is compiled with TVM; the table goes to docs/tvm_zoo.md.
 tvm-zoo: .venv/.installed
 	$(BIN)/python tools/tvm_zoo.py
+
+# Slow, and needs torch: accuracy against what was removed, ours and peers'; docs/accuracy.md and its figure.
+accuracy: .venv/.tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,test,models,peers]'
+	$(BIN)/python tools/accuracy_table.py
 
 # Slow: times against ONNX Runtime; the table goes to docs/benchmarks.md.
 bench: .venv/.installed

@@ -71,6 +71,10 @@ class Goal:
             for name, asked in self.budgets.items()
         }
 
+    def spent(self, whole: Analysis) -> dict[str, float]:
+        """What ``whole`` uses of each budgeted resource."""
+        return {name: float(RESOURCES[name].cost(whole)(Selection({}))) for name in self.budgets}
+
     def limits_on(self, analysis: Analysis, amounts: Mapping[str, float]) -> list[Limit]:
         """The budgets as limits of what is left of a model."""
         return [

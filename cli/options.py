@@ -133,6 +133,12 @@ Sensitivity = Annotated[
         help="Share a budget out by measured curves: what 'onnx-prune sensitivity --json' wrote.",
     ),
 ]
+Steps = Annotated[
+    int,
+    typer.Option(
+        "--steps", metavar="N", min=1, help="Get there in N steps, and rank what is left again after each."
+    ),
+]
 Drop = Annotated[
     list[str] | None,
     typer.Option(
@@ -169,6 +175,7 @@ def _choice(
     recover: Recover = None,
     calibration: Calibration = None,
     samples: Samples = 256,
+    steps: Steps = 1,
     drop: Drop = None,
     sensitivity: Sensitivity = None,
 ) -> api.Options:
@@ -199,6 +206,7 @@ def _choice(
         "recover": recover,
         "calibration": calibration,
         "samples": samples,
+        "steps": steps,
         "drop": drop or (),
         "sensitivity": sensitivity,
     }

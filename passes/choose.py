@@ -15,6 +15,7 @@ from ..analysis.memory import keeps_all
 from ..analysis.obs import eliminate
 from ..analysis.scores import Ranking, Scores
 from ..analysis.selection import Selection
+from ..analysis.threads import threads_for
 from .influence import root_influences
 from .statistics import collect
 from .stretch import stretched, variants_for
@@ -54,7 +55,8 @@ def rank_by_obs(
         progress(f"rank group {k + 1} of {len(analysis.groups)}")
         consumers = statistics.consumers(group.axis)
         if consumers:
-            curve = eliminate(group.size, consumers)
+            with threads_for(max(len(consumer.gram) for consumer in consumers)):
+                curve = eliminate(group.size, consumers)
             scores[group.axis] = np.empty(group.size)
             scores[group.axis][curve.order] = curve.errors[1:]
             errors[group.axis] = curve.errors

@@ -56,6 +56,7 @@ class Options(GoalOptions, total=False):
             them. None is "least-squares" where calibration inputs are given, and "none" where not.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
         samples: how many of them are used at most.
+        steps: go there in so many steps, and rank what is left again after each (`passes.gradual`).
         drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
         sensitivity: measured curves, or the file they are in: budgets are then shared out by them in place of
             the errors that the criterion predicts.
@@ -72,6 +73,7 @@ class Options(GoalOptions, total=False):
     recover: str | None
     calibration: Calibration | CalibrationSource
     samples: int
+    steps: int
     drop: Sequence[str]
     sensitivity: Sensitivity | str | Path | None
     latency: float | str | None
@@ -89,6 +91,7 @@ class Request:
     recover: str
     calibration: Calibration | CalibrationSource
     samples: int
+    steps: int
     drop: tuple[str, ...]
     sensitivity: Sensitivity | None
     latency: float | str | None = None
@@ -108,6 +111,9 @@ class Request:
         calibration = left.pop("calibration", None)
         criterion, recover = methods(left.pop("criterion", None), left.pop("recover", None), calibration)
         samples, drop = left.pop("samples", SAMPLES), tuple(left.pop("drop", ()))
+        steps = left.pop("steps", 1)
+        if steps < 1:
+            raise UsageError(f"steps {steps} is out of range: it must be at least 1")
         measured = left.pop("sensitivity", None)
         if isinstance(measured, str | Path):
             measured = load_sensitivity(measured)
@@ -123,9 +129,13 @@ class Request:
         if latency is not None or allowed is not None:
             if goal.ratio is not None:
                 raise UsageError("a ratio says what goes: give no latency or accuracy drop with it")
+            if steps > 1:
+                raise UsageError("steps need to know how far to go: give no latency or accuracy drop")
             goal = replace(goal, budgets={"macs": 1.0, **goal.budgets})
         if drop and goal.ratio is None and not goal.budgets:
             goal = replace(goal, ratio=0.0)
+        if measured is not None and steps > 1:
+            raise UsageError("give a sensitivity or steps, not both: steps measure anew what it holds")
         if measured is not None and (drop or goal.ratio is not None):
             raise UsageError(
                 "a sensitivity is of use for budgets of the whole model alone, not where blocks are dropped"
@@ -137,6 +147,7 @@ class Request:
             recover,
             calibration,
             samples,
+            steps,
             drop,
             measured,
             latency,

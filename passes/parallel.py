@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import joblib
 import numpy as np
+from joblib.externals import loky
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -76,10 +77,13 @@ def _processes(count: int) -> Iterator[None]:
     with joblib.parallel_config(backend="loky", n_jobs=count, inner_max_num_threads=1):
         try:
             yield
-        except joblib.externals.loky.process_executor.TerminatedWorkerError:
+        except loky.process_executor.TerminatedWorkerError:
             raise BackendError(
                 "a worker process was killed, which is mostly for want of memory: use fewer --jobs"
             ) from None
+        except KeyboardInterrupt:  # early on, workers that are still starting would be left behind
+            loky.get_reusable_executor(max_workers=count).shutdown(wait=False, kill_workers=True)
+            raise
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ..analysis.scores import Ranking
 from ..analysis.selection import Selection
 from .blocks import DropBlocks
 from .calibrate import Calibration
+from .gradual import ranked_in_steps
 from .options import Request
 from .pipeline import calibrate
 from .use_up import used_up
@@ -53,6 +54,8 @@ class Planner:
         # Blocks alone go where the ratio is 0, and no order matters.
         criterion = L2 if request.goal.ratio == 0 else request.criterion
         ranking = criterion.rank(Setting(left, inputs, progress))
+        if request.goal.ratio != 0:
+            ranking = ranked_in_steps(left, request, ranking, request.goal.amounts(whole), inputs, progress)
         if request.sensitivity is not None:
             ranking = request.sensitivity.ranking(left, ranking)
         return Planner(request, whole, left, ranking, inputs)
@@ -90,6 +93,8 @@ class Planner:
     def _plan(self, goal: Goal) -> Plan:
         request = self.request
         how: dict[str, object] = {"criterion": request.criterion.name, "recover": request.recover}
+        if request.steps > 1:
+            how["steps"] = request.steps
         if self.inputs is not None:
             how["calibration"] = {"source": self.inputs.source, "digest": self.inputs.digest}
         if request.sensitivity is not None:

@@ -21,6 +21,7 @@ from ..analysis.graph import Array, array_of, tensor_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.selection import Selection
+from ..analysis.threads import threads_for
 from .execute import Arrays
 from .gram import Fit, Matrix
 from .places import Place, find_places
@@ -95,7 +96,8 @@ def recover(
             dense.hold(place.sum[0], furthest)
     for place in places:
         progress(place.node.name)
-        refit = _Refitter(analysis, selection, dense, small, place, seed, variants, solver).run()
+        with threads_for(place.layer.inputs):
+            refit = _Refitter(analysis, selection, dense, small, place, seed, variants, solver).run()
         if refit is None:
             continue
         told, values = refit

@@ -22,6 +22,7 @@ from ..analysis.model import Model
 from ..analysis.patterns.pattern import Blocks, Pattern, parse_pattern
 from ..analysis.plan import Plan
 from ..analysis.selection import Selection
+from ..analysis.threads import threads_for
 from .calibrate import SAMPLES, Calibration, Spec, open_calibration
 from .density import RATIOS, ErrorCurve, allocate
 from .gram import Fit, Matrix
@@ -214,14 +215,9 @@ def _ratios(
         grams = np.stack([moments.gram(g, centred) for g in range(place.layer.groups)])
         order, run = place.layer.order, place.layer.run
         weight = place.layer.columns(array_of(stream.weights[place.weight]))
-        errors = error_curve(
-            weight,
-            grams[:, order[:, None], order],
-            pattern,
-            RATIOS,
-            run=run,
-            damping=_DAMPING,
-        )
+        ordered = grams[:, order[:, None], order]
+        with threads_for(place.layer.inputs):
+            errors = error_curve(weight, ordered, pattern, RATIOS, run=run, damping=_DAMPING)
         factor = influence.get(place.node.key, 1.0)
         curves.append(ErrorCurve(weight.size, RATIOS, tuple(factor * error for error in errors)))
     ratios = allocate(curves, pattern.ratio)

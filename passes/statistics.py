@@ -15,6 +15,7 @@ from ..analysis.graph import Array
 from ..analysis.groups import Analysis
 from ..analysis.obs import Consumer
 from ..analysis.selection import units_along
+from ..analysis.threads import threads_for
 from .execute import Arrays
 from .gram import Matrix, Rows
 from .layers import Layer, can_be_read
@@ -54,7 +55,8 @@ class Moments:
         if features is None:
             return
         self.sums += features.sum(axis=1, dtype=np.float64)
-        self.products += features.transpose(0, 2, 1) @ features
+        with threads_for(features.shape[2]):
+            self.products += features.transpose(0, 2, 1) @ features
         self.rows += features.shape[1]
 
     def gram(self, g: int, centred: bool) -> Matrix:

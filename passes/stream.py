@@ -150,6 +150,8 @@ class Stream:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = self._threads
+        # Pieces are short, and linear algebra runs in between: threads that spin meanwhile slow it down.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             return open_session(model, options)
         except Exception as error:

@@ -380,7 +380,7 @@ def test_control_c_ends_the_workers() -> None:
         assert settled(lambda: len(workers_of(running.pid)) == 2)
         workers = workers_of(running.pid)
         running.send_signal(signal.SIGINT)
-        _, told = running.communicate(timeout=60)
+        _, told = running.communicate()
     assert running.returncode == 130
     assert "Traceback" not in told
     assert settled(lambda: not any(worker.exists() for worker in workers))
