@@ -11,23 +11,19 @@ Computing 8, 2012).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .axes import Axis, find
-from .budget import Chooser
-from .refine import Refinement
-from .resources import Cost, Term, rows
-from .scores import Ranking
-from .selection import Selection
+from .problem import Ladder, Problem, stacked
+from .refine import TOLERATED, Refinement
+from .resources import Term, rows
 
 Vector = NDArray[np.float64]
 
 LEVELS = 96
-_MOST = 0.97  # a group that loses more is better dropped as a block
 _SWEEPS = 6
 _PRICES = 24
 _PRICE_RANGE = (1e-9, 1e6)
@@ -35,30 +31,6 @@ _ROUNDS = 12  # of weights, and how many without a better choice are enough
 _PATIENCE = 6
 _CLOSE = 1 / 1024  # of a ratio
 _FULL = 0.997  # of a budget: as near as one gets
-
-
-@dataclass(frozen=True, eq=False)
-class Ladder:
-    """What one set of groups can give, rung by rung.
-
-    Attributes:
-        ratios: of units that go, rising from 0; shape (rungs,).
-        errors: what that does, shape (rungs,).
-        sizes: units that stay of each group, shape (rungs,).
-    """
-
-    ratios: Vector
-    errors: Vector
-    sizes: dict[Axis, Vector]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A cost that must not exceed ``amount``: the cost itself, and the terms it is estimated by."""
-
-    cost: Cost
-    terms: Sequence[Term]
-    amount: float
 
 
 class Allocator:
@@ -183,58 +155,28 @@ class Allocator:
         return best
 
 
-def ladder(chooser: Chooser, ranking: Ranking, number: int) -> Ladder:
-    """What the set ``number`` of a chooser can give."""
-    ratios = [r for r in chooser.ratios(number, LEVELS) if r <= _MOST]
-    counts = [chooser.counts(number, ratio) for ratio in ratios]
-    errors = np.array([_error(ranking, count) for count in counts])
-    sizes = {axis: np.array([count[axis] for count in counts]) for axis in counts[0]}
-    return Ladder(np.array(ratios), errors, sizes)
-
-
-def _error(ranking: Ranking, counts: dict[Axis, float]) -> float:
-    """The error of groups of which so many units stay."""
-    lost = 0.0
-    for axis, count in counts.items():
-        errors = ranking.errors[axis]
-        lost += float(np.interp(len(errors) - 1 - count, np.arange(len(errors)), errors))
-    return lost
-
-
-def allot(chooser: Chooser, ranking: Ranking, limits: Sequence[Limit]) -> Selection:
-    """The choice with the least error that keeps within all of ``limits``."""
-    allocator = Allocator([ladder(chooser, ranking, k) for k in range(len(chooser.sets))], *stacked(limits))
-
-    def usage(ratios: Sequence[float]) -> Vector:
-        """Each cost over its limit."""
-        selection = chooser.at(ratios)
-        return np.array([limit.cost(selection) / limit.amount for limit in limits])
-
-    def fits(ratios: Sequence[float]) -> bool:
-        return bool(usage(ratios).max() <= 1)
-
-    def error(number: int, ratio: float) -> float:
-        return _error(ranking, chooser.counts(number, ratio))
-
-    choice = allocator.within(lambda choice: fits(allocator.ratios(choice)))
+def allot(problem: Problem) -> list[float]:
+    """The ratios of the sets that give the least error of those found within all limits."""
+    ladders = [problem.ladder(k, LEVELS) for k in range(len(problem.chooser.sets))]
+    allocator = Allocator(ladders, *stacked(problem.limits))
+    choice = allocator.within(lambda choice: problem.fits(allocator.ratios(choice)))
     # The rungs end before all but one unit goes.
-    ratios = _least_common(len(allocator.ladders), fits) if choice is None else allocator.ratios(choice)
-    refinement = Refinement(chooser, ratios, usage, error)
+    ratios = _least_common(len(ladders), problem.fits) if choice is None else allocator.ratios(choice)
+    return refined(problem, ratios)
+
+
+def refined(problem: Problem, ratios: Sequence[float], tolerated: float = TOLERATED) -> list[float]:
+    """Ratios within the limits, changed a little to use them up.
+
+    Args:
+        tolerated: by what share of it the error may rise where that leaves a limit all but used up.
+    """
+    single = all(rows(limit.terms) == 1 for limit in problem.limits) and len(problem.limits) == 1
+    refinement = Refinement(problem.chooser, ratios, problem.usage, problem.error)
     # Where there are several sums, units that are in none of the largest come back free.
-    refinement.fill(_FULL if len(allocator.limits) == 1 else np.inf)
-    refinement.exchange(_FULL)
-    return chooser.at(refinement.ratios)
-
-
-def stacked(limits: Sequence[Limit]) -> tuple[list[Term], Vector]:
-    """The terms of several limits, each with rows of its own, and what each row must not exceed."""
-    terms: list[Term] = []
-    amounts: list[float] = []
-    for limit in limits:
-        start = len(amounts)
-        terms += [Term(t.scale, t.axes, t.first + start, t.last + start) for t in limit.terms]
-        amounts += [max(limit.amount, 1.0)] * rows(limit.terms)
-    return terms, np.array(amounts)
+    refinement.fill(_FULL if single else np.inf)
+    refinement.exchange(_FULL, tolerated)
+    return refinement.ratios
 
 
 def merged(terms: Sequence[Term]) -> list[Term]:

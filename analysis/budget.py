@@ -10,29 +10,14 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from .alignment import alignment, convolved
 from .axes import Axis
 from .components import Index
 from .groups import Analysis, Group
 from .scores import Scores
 from .selection import Selection, hold
 
-# Kernels of convolutions want channels in fours to work on blocks of eight or sixteen at all, and fill vector
-# registers with eights: docs/alignment.md.
-_FULL_BLOCK, _LEAST_BLOCK = 8, 4
-_FEW = 64
-_FEWEST = 16
 _ROUNDING = 1e-9
-
-
-def alignment(size: int) -> int:
-    """What the kept units of an axis are rounded up to a multiple of, when nothing was asked for.
-
-    Eight from 64 units on, four from 16; one below, where a multiple would leave no choice, and for sizes
-    that are no multiple themselves: their kernels are not aligned before either.
-    """
-    if size >= _FEW and size % _FULL_BLOCK == 0:
-        return _FULL_BLOCK
-    return _LEAST_BLOCK if size >= _FEWEST and size % _LEAST_BLOCK == 0 else 1
 
 
 def rounded(count: int, multiple: int) -> int:
@@ -82,7 +67,8 @@ class Chooser:
 
     Args:
         ignored: groups that stay whole.
-        multiple: kept counts are rounded up to a multiple of this (1: no rounding; None: `alignment`).
+        multiple: kept counts are rounded up to a multiple of this (1: no rounding; None: channels of
+            convolutions are, to what `analysis.alignment` says).
         bounds: shares of a group's units of which one is the least and one the most that stays.
     """
 
@@ -102,6 +88,7 @@ class Chooser:
         self._orders: dict[Axis, Index] = {}
         self._multiple = multiple
         self._outer = analysis.outer_factors() if multiple != 1 else set()
+        self._convolved = convolved(analysis) if multiple is None else set()
         self._bounds = dict(bounds or {})
         for axes in _alike(analysis) if bounds else ():
             least = max(self._bounds.get(axis, (0.0, 1.0))[0] for axis in axes)
@@ -193,6 +180,8 @@ class Chooser:
             return kept
         if self._multiple is not None:
             return min(size, rounded(kept, self._multiple))
+        if not any(group.axis in self._convolved for group in pool):
+            return kept
         multiple = alignment(size)
         while kept <= multiple // 2:  # less than one multiple: the next power of two
             multiple //= 2

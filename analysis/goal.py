@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .allocate import Limit
 from .axes import Axis
 from .budget import Chooser
 from .errors import PlanError, UsageError
 from .groups import Analysis, Group
+from .problem import Limit
 from .resources import RESOURCES
 from .scores import Scores
 from .selection import Selection
@@ -33,9 +33,10 @@ class Goal:
         budgets: instead of ``ratio``, how much may remain of `analysis.resources.RESOURCES`, by name: a float
             in (0, 1] is a share, an integer above 1 an amount. Several hold all at once.
         multiple: round the kept channels of an axis up to a multiple of this; None for what suits the axis
-            (`analysis.budget.alignment`).
+            (`analysis.alignment`).
         ignore: names of nodes, weights, activations or groups whose channels stay.
         limits: for such names, the least and the most units of their groups that stay; None for no limit.
+        exact: share budgets out by `analysis.exact`, which takes up to a minute.
     """
 
     ratio: float | None = None
@@ -43,6 +44,7 @@ class Goal:
     multiple: int | None = None
     ignore: tuple[str, ...] = ()
     limits: Mapping[str, Range] = field(default_factory=dict)
+    exact: bool = False
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> Goal:
@@ -143,6 +145,8 @@ class Goal:
                     f"{name} {amount:.0%} is out of range: it is what may remain, above 0 % to 100 %, or an"
                     " integer above 1 for an absolute amount"
                 )
+        if self.exact and self.ratio is not None:
+            raise UsageError("a ratio leaves nothing to share out exactly: give a budget")
         if self.multiple is not None and self.multiple < 1:
             raise UsageError(f"multiple {self.multiple} is out of range: it must be at least 1")
         for name, between in self.limits.items():

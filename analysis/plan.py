@@ -15,9 +15,11 @@ from .allocate import allot
 from .axes import Axis
 from .components import Index
 from .errors import PlanError
+from .exact import allot_exactly
 from .goal import Goal
 from .groups import Analysis
 from .memory import keeps_all
+from .problem import Problem
 from .scores import Ranking
 from .selection import Selection
 
@@ -112,11 +114,15 @@ def make_plan(
     amounts = goal.amounts(analysis) if amounts is None else amounts
     goal.check(analysis, amounts)
     chooser = goal.chooser(analysis, ranking.scores)
+    told = goal.options | dict(how or {})
     if goal.ratio is not None:
-        selection = chooser.at_ratio(goal.ratio)
-    else:
-        selection = allot(chooser, ranking, goal.limits_on(analysis, amounts))
-    return Plan(entries_of(analysis, selection), goal.options | dict(how or {}))
+        return Plan(entries_of(analysis, chooser.at_ratio(goal.ratio)), told)
+    problem = Problem(chooser, ranking, goal.limits_on(analysis, amounts))
+    if not goal.exact:
+        return Plan(entries_of(analysis, chooser.at(allot(problem))), told)
+    found = allot_exactly(problem)
+    told["exact"] = {"gap": round(found.gap, 6), "seconds": found.seconds}
+    return Plan(entries_of(analysis, chooser.at(found.ratios)), told)
 
 
 def entries_of(analysis: Analysis, selection: Selection) -> tuple[Entry, ...]:

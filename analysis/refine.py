@@ -16,6 +16,8 @@ _RUNGS = 512
 _COARSE = 96  # steps of a whole ladder at first
 _EXCHANGES = 16
 _TRIES = 8
+_USED = 0.99  # of a budget: all but used up
+TOLERATED = 0.1  # of the error, for that
 
 
 class Refinement:
@@ -77,25 +79,39 @@ class Refinement:
             else:
                 del steps[best]
 
-    def exchange(self, full: float) -> None:
-        """Give units of one set back for units of another, where that reduces the error; as `fill`."""
+    def exchange(self, full: float, tolerated: float) -> None:
+        """Give units of one set back for units of another, until a budget is used to ``full``.
+
+        Exchanges lower the error, but for those that raise it by less than the share ``tolerated`` of it and
+        leave a budget all but used up.
+        """
         for _ in range(_EXCHANGES):
-            if self._is_full(full) or not self._exchanged():
+            if self._is_full(full) or not self._exchanged(tolerated):
                 return
 
-    def _exchanged(self) -> bool:
+    def _exchanged(self, tolerated: float) -> bool:
         now = self._used(self._rungs)
-        up = {k: -1 for k, rung in enumerate(self._rungs) if rung}
-        down = {k: 1 for k, rung in enumerate(self._rungs) if rung + 1 < len(self._ladders[k])}
-        back, away = ({k: self._effect(k, by, now) for k, by in side.items()} for side in (up, down))
+        back = {k: self._effect(k, -1, now) for k, rung in enumerate(self._rungs) if rung}
+        away = {
+            k: -self._effect(k, 1, now)[1]
+            for k, rung in enumerate(self._rungs)
+            if rung + 1 < len(self._ladders[k])
+        }
+        total = sum(self._lost(k, rung) for k, rung in enumerate(self._rungs))
         found = []
-        for i, (better, more) in back.items():
-            for j, (worse, less) in away.items():
-                if i != j and better + worse < 0 and (now + more + less).max() <= 1:
-                    found.append((better + worse, i, j))
-        for _, i, j in sorted(found)[:_TRIES]:
-            rungs = self._moved((i, -1), (j, 1))
-            if self._used(rungs).max() <= 1:
+        for i, (gain, more) in back.items():
+            for j, less in away.items():
+                steps = _steps(now + more - 1, less) if i != j else 0
+                if not 0 < steps < len(self._ladders[j]) - self._rungs[j]:
+                    continue
+                change = gain + self._lost(j, self._rungs[j] + steps) - self._lost(j, self._rungs[j])
+                closer = (now + more - steps * less).max() >= _USED > now.max()
+                if change < 0 or (closer and change <= tolerated * total):
+                    found.append((change, i, j, steps))
+        for change, i, j, steps in sorted(found)[:_TRIES]:
+            rungs = self._moved((i, -1), (j, steps))
+            used = self._used(rungs).max()
+            if used <= 1 and (change < 0 or used >= _USED):
                 self._rungs = rungs
                 return True
         return False
@@ -116,3 +132,13 @@ class Refinement:
 def _rung(ladder: list[float], ratio: float) -> int:
     """The first rung that gives at least a ratio, or the last."""
     return min(bisect_left(ladder, ratio - 1e-9), len(ladder) - 1)
+
+
+def _steps(excess: Vector, less: Vector) -> int:
+    """How many steps, each of which takes ``less``, make up for an excess; 0 where none would."""
+    over = excess > 0
+    if not over.any():
+        return 1
+    if (less[over] <= 0).any():
+        return 0
+    return int(np.ceil((excess[over] / less[over]).max() - 1e-9))

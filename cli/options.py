@@ -93,6 +93,10 @@ Limit = Annotated[
         help="How many units of the named groups stay: 8:32, 25%:75%, 25%:. Repeatable.",
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option("--exact", help="Share budgets out by integer programming, which takes up to a minute."),
+]
 Criterion = Annotated[
     str | None,
     typer.Option(
@@ -166,6 +170,7 @@ def _choice(
     multiple: Multiple = None,
     ignore: Ignore = None,
     limit: Limit = None,
+    exact: Exact = False,
     criterion: Criterion = None,
     recover: Recover = None,
     calibration: Calibration = None,
@@ -196,6 +201,7 @@ def _choice(
         "multiple": multiple,
         "ignore": ignore or (),
         "limits": limits(limit or ()),
+        "exact": exact,
         "criterion": criterion,
         "recover": recover,
         "calibration": calibration,

@@ -31,6 +31,7 @@ class GoalOptions(TypedDict, total=False):
         multiple: kept counts are rounded up to a multiple of this; None for what suits each axis.
         ignore: names of nodes, tensors or groups that stay whole.
         limits: for such names the least and the most units that stay: a float is a share, an integer a count.
+        exact: share budgets out by integer programming, which takes up to a minute.
     """
 
     ratio: float | None
@@ -41,6 +42,7 @@ class GoalOptions(TypedDict, total=False):
     multiple: int | None
     ignore: Sequence[str]
     limits: Mapping[str, Range]
+    exact: bool
 
 
 class Options(GoalOptions, total=False):

@@ -10,11 +10,12 @@ import pytest
 from graphs import Graph
 from numpy.typing import NDArray
 from onnx_prune import Model, analyze
-from onnx_prune.analysis.allocate import LEVELS, Allocator, Ladder, allot
+from onnx_prune.analysis.allocate import LEVELS, Allocator, allot
 from onnx_prune.analysis.axes import Axis, atom, fix, prod, total
 from onnx_prune.analysis.budget import Chooser
 from onnx_prune.analysis.goal import Goal
 from onnx_prune.analysis.groups import Analysis
+from onnx_prune.analysis.problem import Ladder, Problem
 from onnx_prune.analysis.resources import RESOURCES, Term
 from onnx_prune.analysis.scores import Ranking
 from onnx_prune.analysis.selection import Selection
@@ -47,7 +48,8 @@ def within(analysis: Analysis, ranking: Ranking, multiple: int | None = 1, **bud
     """The choice under budgets by name, as shares of the whole."""
     goal = Goal(budgets=budgets)
     limits = goal.limits_on(analysis, goal.amounts(analysis))
-    return allot(Chooser(analysis, ranking.scores, multiple=multiple), ranking, limits)
+    chooser = Chooser(analysis, ranking.scores, multiple=multiple)
+    return chooser.at(allot(Problem(chooser, ranking, limits)))
 
 
 def by_macs(analysis: Analysis, ranking: Ranking, fraction: float, multiple: int = 1) -> Selection:

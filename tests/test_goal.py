@@ -9,7 +9,7 @@ import pytest
 from graphs import PLAIN, Graph, pruned
 from onnx import TensorProto, helper, numpy_helper
 from onnx_prune import Model, Plan, PlanError, UsageError, analyze, apply, load, measure, plan
-from onnx_prune.analysis.budget import alignment
+from onnx_prune.analysis.alignment import alignment, convolved
 from onnx_prune.analysis.resources import RESOURCES
 from onnx_prune.cli.amounts import budget, limits
 from onnx_prune.models.digits import FOLDER
@@ -173,6 +173,25 @@ def test_less_than_one_multiple_is_a_power_of_two() -> None:
     assert counts(chain(64, 64, 64), ratio=0.97) == [2, 2, 2]
     assert counts(chain(64, 64, 64), ratio=0.92) == [8, 8, 8]
     assert counts(chain(64, 64, 64), ratio=0.94) == [4, 4, 4]
+
+
+def test_channels_of_convolutions_are_rounded_and_widths_of_products_are_not() -> None:
+    """A stream that starts in a convolution belongs to the products that read it; one that a convolution
+    reads is its channels, however many products there are."""
+    for reads in (False, True):
+        g = Graph()
+        x = g.conv(g.input(1, 3, 8, 8), 3, 64)
+        if reads:
+            x = g("Conv", x, g.weight(64, 1, 3, 3), group=64, pads=[1] * 4)
+        x = g("Transpose", g("Reshape", x, g.ints(1, 64, 64)), perm=[0, 2, 1])
+        x = g("Relu", g("MatMul", x, g.weight(64, 80)))
+        model = g.model(g("MatMul", x, g.weight(80, 3)))
+        analysis = analyze(model)
+        stream, hidden = sorted(analysis.groups, key=lambda group: group.size)
+        assert (stream.size, hidden.size) == (64, 80)
+        assert convolved(analysis) == ({stream.axis} if reads else set())
+        sizes = dict(zip([group.size for group in analysis.groups], counts(model, ratio=0.3), strict=True))
+        assert sizes == {64: 48 if reads else 45, 80: 56}
 
 
 def test_heads_are_not_rounded() -> None:

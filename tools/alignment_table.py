@@ -32,7 +32,9 @@ multiple of 4: a layer with 61 of 64 channels falls back to another kernel, and 
 the way in and out. So a pruned model can be *slower than the dense one*. TVM's kernels here pack channels by
 eight.
 
-Therefore kept counts are rounded up by default (`analysis/budget.py`):
+Matrix products take any size as well: ViT, Swin and BERT are as fast with any count.
+
+Therefore the kept channels of convolutions are rounded up by default (`analysis/alignment.py`):
 
 - to a multiple of 8 where a group has 64 units or more, and their number is one,
 - to a multiple of 4 where it has 16 or more, and their number is one: eight would leave too few choices,
@@ -40,9 +42,11 @@ Therefore kept counts are rounded up by default (`analysis/budget.py`):
   for outer factors of an axis (heads), whose inner ones decide,
 - where less than half a multiple would stay, to a power of two.
 
+A group is one of channels of convolutions when one reads it, or when convolutions do most of the
+multiply-accumulates that it takes part in. So the stream of a ConvNeXt is rounded, and that of a ViT is not.
+
 `--multiple N` rounds every group to multiples of N instead, `--multiple 1` none. A budget takes the rounding
-into account. With `--ratio` at most that ratio goes: of a group of 32 units nothing goes below a ratio of
-1/8.
+into account. With `--ratio` at most that ratio goes: of 32 channels nothing goes below a ratio of 1/8.
 
 ## Measured
 
