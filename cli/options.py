@@ -133,6 +133,13 @@ Sensitivity = Annotated[
         help="Share a budget out by measured curves: what 'onnx-prune sensitivity --json' wrote.",
     ),
 ]
+Rotate = Annotated[
+    bool,
+    typer.Option(
+        "--rotate/--no-rotate",
+        help="Where layers are fitted again, turn channels that only linear operators use to principal axes.",
+    ),
+]
 Steps = Annotated[
     int,
     typer.Option(
@@ -175,6 +182,7 @@ def _choice(
     recover: Recover = None,
     calibration: Calibration = None,
     samples: Samples = 256,
+    rotate: Rotate = True,
     steps: Steps = 1,
     drop: Drop = None,
     sensitivity: Sensitivity = None,
@@ -206,10 +214,16 @@ def _choice(
         "recover": recover,
         "calibration": calibration,
         "samples": samples,
+        "rotate": rotate,
         "steps": steps,
         "drop": drop or (),
         "sensitivity": sensitivity,
     }
+
+
+def for_export(chosen: api.Options, export: Path | None) -> api.Options:
+    """Options for a plan whose positions are to be those of the source model's own channels."""
+    return chosen if export is None else {**chosen, "rotate": False}
 
 
 def chooses(command: Callable[..., None]) -> Callable[..., None]:

@@ -51,7 +51,7 @@ def plan(
     with step(seconds, "plan") as status:
         made = api.plan(
             analysis,
-            **chosen,
+            **options.for_export(chosen, export),
             progress=status.update,
         )
         before = api.measure(loaded, analysis)
@@ -133,7 +133,7 @@ def prune(
         loaded = api.load(model)
         result = api.prune(
             loaded,
-            **chosen,
+            **options.for_export(chosen, export),
             check=not no_verify,
             progress=status.update,
         )

@@ -107,8 +107,13 @@ class Fit:
     def __post_init__(self) -> None:
         self._parts = [Gram.empty(self.groups, self.inputs, self.outputs) for _ in range(2)]
 
-    def add(self, features: NDArray[np.float32], wanted: NDArray[np.float32], batch: int) -> None:
+    def add(
+        self, features: NDArray[np.float32], wanted: NDArray[np.float32], batch: int, weight: float = 1.0
+    ) -> None:
         """Features and outputs of the samples of a batch, by whose number it is held out; see `Gram.add`."""
+        if weight != 1:
+            root = np.sqrt(weight, dtype=np.float32)
+            features, wanted = features * root, wanted * root
         self._parts[batch % _HELD_OUT == _HELD_OUT - 1].add(features, wanted)
 
     def error(self, weight: Matrix) -> float:

@@ -56,6 +56,8 @@ class Options(GoalOptions, total=False):
             them. None is "least-squares" where calibration inputs are given, and "none" where not.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
         samples: how many of them are used at most.
+        rotate: turn units that are one basis of many to their principal axes first (`passes.rotate`), where
+            layers are fitted again; the plan's positions are then those of the turned model.
         steps: go there in so many steps, and rank what is left again after each (`passes.gradual`).
         drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
         sensitivity: measured curves, or the file they are in: budgets are then shared out by them in place of
@@ -73,6 +75,7 @@ class Options(GoalOptions, total=False):
     recover: str | None
     calibration: Calibration | CalibrationSource
     samples: int
+    rotate: bool
     steps: int
     drop: Sequence[str]
     sensitivity: Sensitivity | str | Path | None
@@ -98,6 +101,7 @@ class Request:
     target: str = TARGET
     accuracy_drop: float | None = None
     labels: Labels = None
+    rotate: bool = True
 
     @staticmethod
     def of(options: Options) -> Request:
@@ -114,6 +118,7 @@ class Request:
         steps = left.pop("steps", 1)
         if steps < 1:
             raise UsageError(f"steps {steps} is out of range: it must be at least 1")
+        rotate = left.pop("rotate", True)
         measured = left.pop("sensitivity", None)
         if isinstance(measured, str | Path):
             measured = load_sensitivity(measured)
@@ -154,6 +159,7 @@ class Request:
             target,
             allowed,
             labels,
+            rotate,
         )
 
     def check(self, analysis: Analysis, amounts: Mapping[str, float] | None = None) -> None:

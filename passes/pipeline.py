@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -23,6 +24,7 @@ from .cleanup import Cleanup
 from .criteria import criterion_of
 from .fold import FoldConstants
 from .recover import Refit, recover
+from .rotate import principal
 from .shrink import Shrink
 from .stretch import stretched, variants_for
 
@@ -108,6 +110,11 @@ def refitted(
         )
     if plan.blocks or analysis is None:
         analysis = analyze(DropBlocks(plan.blocks)(model))
+    rotated = plan.options.get("rotated")
+    if rotated:
+        turned, _ = principal(analysis, calibration, rotated, progress=progress)
+        analysis = analyze(turned)
+        smaller = shrunk(turned, replace(plan, blocks=()), analysis)
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
         variants = variants_for(analysis.macs(Selection({})), calibration.samples)
         return recover(

@@ -19,7 +19,9 @@ from .calibrate import Calibration
 from .gradual import ranked_in_steps
 from .options import Request
 from .pipeline import calibrate
+from .rotate import principal
 from .use_up import used_up
+from .verify import same
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Planner:
         whole: analysis of the model.
         left: analysis of what is left of it without the blocks that go.
         inputs: what channels are ranked and layers fitted on; None where only weights are read.
+        rotated: ids of groups that are ranked along their principal axes.
     """
 
     request: Request
@@ -37,6 +40,7 @@ class Planner:
     left: Analysis
     ranking: Ranking
     inputs: Calibration | None
+    rotated: tuple[str, ...] = ()
 
     @staticmethod
     def of(whole: Analysis, request: Request, progress: Callable[[str], None] = lambda step: None) -> Planner:
@@ -53,12 +57,14 @@ class Planner:
         )
         # Blocks alone go where the ratio is 0, and no order matters.
         criterion = L2 if request.goal.ratio == 0 else request.criterion
-        ranking = criterion.rank(Setting(left, inputs, progress))
+        ranked, rotated = _rotated(left, request, inputs, progress)
+        ranking = criterion.rank(Setting(ranked, inputs, progress))
         if request.goal.ratio != 0:
-            ranking = ranked_in_steps(left, request, ranking, request.goal.amounts(whole), inputs, progress)
+            ranking = ranked_in_steps(ranked, request, ranking, request.goal.amounts(whole), inputs, progress)
+        ranking = ranking.of(ranked, left)
         if request.sensitivity is not None:
             ranking = request.sensitivity.ranking(left, ranking)
-        return Planner(request, whole, left, ranking, inputs)
+        return Planner(request, whole, left, ranking, inputs, rotated)
 
     def plan(self) -> Plan:
         """A plan for the goal of the request.
@@ -102,6 +108,22 @@ class Planner:
 
         def make(amounts: Mapping[str, float]) -> Plan:
             made = make_plan(self.left, goal, self.ranking, how, amounts)
-            return replace(made, blocks=request.drop)
+            rotated = [entry.group for entry in made.entries if entry.group in self.rotated]
+            told = made.options | ({"rotated": rotated} if rotated else {})
+            return replace(made, options=told, blocks=request.drop)
 
         return used_up(self.whole.model, self.left, goal.amounts(self.whole), make)
+
+
+def _rotated(
+    left: Analysis, request: Request, inputs: Calibration | None, progress: Callable[[str], None]
+) -> tuple[Analysis, tuple[str, ...]]:
+    """Analysis of the model with groups turned to their principal axes, where that is of use; their ids."""
+    fitted = inputs is not None and request.recover != "none"
+    if inputs is None or not fitted or not request.rotate or request.goal.ratio == 0 or request.sensitivity:
+        return left, ()
+    model, rotated = principal(left, inputs, progress=progress)
+    # Where rounding alone moves the outputs, no change of basis is the same model.
+    if not rotated or not same(left, model).ok:
+        return left, ()
+    return analyze(model), rotated

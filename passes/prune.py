@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar, Unpack
 
 from ..analysis.cost import Cost, measure
+from ..analysis.errors import PlanError
 from ..analysis.export import index_lists, to_json
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
@@ -197,8 +198,13 @@ def export_lists(model: Model, plan: Plan) -> str:
         ``Path("indices.json").write_text(export_lists(model, plan))``
 
     Raises:
-        PlanError: the plan was made for another model.
+        PlanError: the plan was made for another model, or its positions are those of a turned one.
     """
+    if plan.options.get("rotated"):
+        raise PlanError(
+            "the plan turns channels to principal axes, so that its positions are no channels of the"
+            " source model: make one with --no-rotate"
+        )
     return to_json(index_lists(analyze(without_blocks(model, plan.blocks)), plan, analyze(model)))
 
 

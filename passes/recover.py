@@ -28,6 +28,7 @@ from .places import Place, find_places
 from .reach import first_readers
 from .statistics import drawn_rows
 from .stream import THREADS, Stream
+from .stretch import WEIGHT
 
 LEAST_ROWS = 16384
 ROWS_A_FEATURE = 6
@@ -163,7 +164,8 @@ class _Refitter:
             if free:
                 ones = np.ones((*features.shape[:2], 1), np.float32)
                 features = np.concatenate([features, ones], axis=2)
-            fit.add(features, layer.outputs_at(y, rows), batch // (1 + self.variants))
+            given, variant = divmod(batch, 1 + self.variants)
+            fit.add(features, layer.outputs_at(y, rows), given, WEIGHT if variant else 1.0)
         solved = self.solver(place, fit, start)
         if solved is None:
             return None

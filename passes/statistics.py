@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -114,11 +114,17 @@ class Statistics:
 
 
 def collect(
-    analysis: Analysis, batches: Iterator[Arrays], folder: Path, seed: int = 0, samples: int = 256
+    analysis: Analysis,
+    batches: Iterator[Arrays],
+    folder: Path,
+    seed: int = 0,
+    samples: int = 256,
+    axes: Collection[Axis] | None = None,
 ) -> Statistics:
     """Run the model once and measure every contraction over the units of a group.
 
     Args:
+        axes: of the groups; None for all.
         folder: for activations on disk; emptied by the caller.
         samples: how many samples there will be, by which rows are shared out.
 
@@ -127,8 +133,11 @@ def collect(
     """
     proto = analysis.model.proto
     stream = Stream(proto, batches, folder)
-    probes = sorted(_probes(analysis, stream, seed), key=lambda probe: probe.position)
-    sizes = {name: int(np.prod([a.size for a in axes or ()])) for name, axes in analysis.walk.axes_of.items()}
+    atoms = {group.axis for group in analysis.groups} if axes is None else set(axes)
+    probes = sorted(_probes(analysis, stream, atoms, seed), key=lambda probe: probe.position)
+    sizes = {
+        name: int(np.prod([a.size for a in types or ()])) for name, types in analysis.walk.axes_of.items()
+    }
     k = 0
     while k < len(probes):
         elements, last = 0, k
@@ -146,10 +155,9 @@ def collect(
     return Statistics(probes)
 
 
-def _probes(analysis: Analysis, stream: Stream, seed: int) -> Iterator[_Probe]:
+def _probes(analysis: Analysis, stream: Stream, atoms: set[Axis], seed: int) -> Iterator[_Probe]:
     walk = analysis.walk
     positions = {node.output[0]: k for k, node in enumerate(stream.nodes)}
-    atoms = {group.axis for group in analysis.groups}
     linears = {fact.node.index: fact for fact in walk.linears if can_be_read(fact)}
     seen: set[int] = set()
     for contraction in walk.contractions:

@@ -14,10 +14,11 @@ from ..analysis.graph import Array
 from .execute import Arrays
 
 VARIANTS = 3
+WEIGHT = 0.25  # of a variant in a fit, beside a sample that was given
 _EFFORT = 1e11  # multiply-accumulates on all inputs: large models are fitted on what is given
-_MIXED = (0.5, 1.0)  # the share of the sample itself
+_MIXED = (0.6, 1.0)  # the share of the sample itself
 _GAIN = (0.8, 1.2)
-_NOISE = 0.15  # of the standard deviation of the inputs
+_NOISE = 0.3  # of the standard deviation of the inputs
 
 
 def variants_for(macs: int, samples: int) -> int:

@@ -87,6 +87,15 @@ def certify(
     return _compare(model, masked, pruned, analysis, kind, seed)
 
 
+def same(analysis: Analysis, other: Model, seed: int = 0) -> Verdict:
+    """Whether ``other`` computes what the analysed model does, on random inputs.
+
+    Raises:
+        ModelError: one of the two does not run.
+    """
+    return _compare(analysis.model, analysis.model.proto, other, analysis, "exact", seed)
+
+
 def _compare(
     model: Model, masked: onnx.ModelProto, pruned: Model, analysis: Analysis, kind: Exactness, seed: int
 ) -> Verdict:
