@@ -102,8 +102,8 @@ Criterion = Annotated[
     typer.Option(
         "--criterion",
         metavar="NAME",
-        help="How channels are ranked: obs (the default with --calibration), l2 (without),"
-        f" {', '.join(sorted(CRITERIA.keys() - {'obs', 'l2'}))}, or one of a plug-in.",
+        help="How channels are ranked: obs (the default, measured),"
+        f" {', '.join(sorted(CRITERIA.keys() - {'obs'}))}, or one of a plug-in.",
     ),
 ]
 Recover = Annotated[
@@ -111,7 +111,7 @@ Recover = Annotated[
     typer.Option(
         "--recover",
         metavar="NAME",
-        help="least-squares: fit the layers that stay again (default with --calibration); none.",
+        help="least-squares: fit the layers that stay again (the default); none.",
     ),
 ]
 Calibration = Annotated[
@@ -119,7 +119,7 @@ Calibration = Annotated[
     typer.Option(
         "--calibration",
         metavar="DATA",
-        help="Unlabelled inputs: FILE.npz, a FOLDER of .npy files, or module:function.",
+        help="Unlabelled inputs: FILE.npz, a FOLDER of .npy files, module:function; without, synthetic ones.",
     ),
 ]
 Samples = Annotated[

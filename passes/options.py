@@ -50,10 +50,9 @@ class Options(GoalOptions, total=False):
 
     Attributes:
         criterion: how channels are ranked: a name in `passes.criteria.all_criteria`, or a criterion itself.
-            None is "obs" (what their removal costs on calibration inputs once the rest is fitted again) where
-            such inputs are given, and "l2" (the norm of their weights) where not.
-        recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
-            them. None is "least-squares" where calibration inputs are given, and "none" where not.
+            None is "obs": what their removal costs on the calibration inputs once the rest is fitted again.
+        recover: what `apply` does with the weights that stay: "least-squares", which None is, fits them
+            again, "none" leaves them.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
         samples: how many of them are used at most.
         rotate: turn units that are one basis of many to their principal axes first (`passes.rotate`), where
@@ -113,7 +112,7 @@ class Request:
         """
         left: dict[str, Any] = dict(options)
         calibration = left.pop("calibration", None)
-        criterion, recover = methods(left.pop("criterion", None), left.pop("recover", None), calibration)
+        criterion, recover = methods(left.pop("criterion", None), left.pop("recover", None))
         samples, drop = left.pop("samples", SAMPLES), tuple(left.pop("drop", ()))
         steps = left.pop("steps", 1)
         if steps < 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from ..analysis.criteria import L2, Criterion
+from ..analysis.criteria import Criterion
 from ..analysis.errors import UsageError
 from ..analysis.graph import constant_of
 from ..analysis.groups import Analysis, analyze
@@ -41,14 +41,13 @@ def shrunk(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     return run_passes(model, [DropBlocks(plan.blocks), shrink, FoldConstants(), Cleanup()])
 
 
-def methods(criterion: str | Criterion | None, recover: str | None, given: object) -> tuple[Criterion, str]:
-    """The criterion and recovery to use: on data where some is ``given``, else on weights alone.
+def methods(criterion: str | Criterion | None, recover: str | None) -> tuple[Criterion, str]:
+    """The criterion and recovery to use.
 
     Raises:
         UsageError: there is no criterion of that name.
     """
-    defaults = (OBS, RECOVERIES[0]) if given is not None else (L2, "none")
-    return criterion_of(criterion) if criterion else defaults[0], recover or defaults[1]
+    return criterion_of(criterion) if criterion else OBS, recover or RECOVERIES[0]
 
 
 def check_recovery(recover: str) -> None:

@@ -99,7 +99,7 @@ def sensitivity(
         BackendError: a worker was lost, or Dask is not installed.
     """
     levels = _levels(ratios)
-    ranked, recover = methods(criterion, recover, calibration)
+    ranked, recover = methods(criterion, recover)
     check_recovery(recover)
     analysis = model if isinstance(model, Analysis) else analyze(model)
     chooser = Chooser(analysis, {group.axis: np.zeros(group.size) for group in analysis.groups})
