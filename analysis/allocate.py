@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from .budget import Chooser
 from .scores import Ranking
 from .selection import Selection
 
+T = TypeVar("T")
 Vector = NDArray[np.float64]
 
 LEVELS = 96
@@ -45,9 +46,16 @@ class Allocator:
         owner: the number of the set each free atom belongs to; others stay whole.
         errors: for each set its error at the ratios of `levels`, rising.
         terms: the cost.
+        whole: what the cost is a share of; that of ``terms`` unless given.
     """
 
-    def __init__(self, owner: dict[Axis, int], errors: Sequence[Vector], terms: Sequence[Term]) -> None:
+    def __init__(
+        self,
+        owner: dict[Axis, int],
+        errors: Sequence[Vector],
+        terms: Sequence[Term],
+        whole: float | None = None,
+    ) -> None:
         self._owner = owner
         self._errors = errors
         self._terms: list[list[Term]] = [[] for _ in errors]
@@ -55,7 +63,9 @@ class Allocator:
             for number in {n for axis in term.axes for n in self._owners(axis)}:
                 self._terms[number].append(term)
         self._whole = (
-            sum(term.scale * np.prod([float(axis.size) for axis in term.axes]) for term in terms) or 1.0
+            whole
+            or sum(term.scale * np.prod([float(axis.size) for axis in term.axes]) for term in terms)
+            or 1.0
         )
 
     @staticmethod
@@ -106,18 +116,23 @@ class Allocator:
             return axis.size * parts[0] / axis.parts[0].size
         return sum(parts) / len(parts)  # ragged: the mean of its blocks
 
-    def within(self, fits: Callable[[Vector], bool]) -> Vector:
-        """The ratios of the lowest price that ``fits`` accepts, or those of the highest there is."""
-        low, high = np.log(_FINEST), np.log(1e6)
-        best = self.at_price(float(np.exp(high)))
-        for _ in range(_PRICES):
-            middle = (low + high) / 2
-            ratios = self.at_price(float(np.exp(middle)))
-            if fits(ratios):
-                best, high = ratios, middle
-            else:
-                low = middle
-        return best
+    def size(self, axis: Axis, ratios: Vector) -> float:
+        """Positions of an axis that stay."""
+        return float(self._size(axis, ratios, -1, ratios))
+
+
+def within(at_price: Callable[[float], T], fits: Callable[[T], bool]) -> T:
+    """The choice of the lowest price that ``fits`` accepts, or that of the highest there is."""
+    low, high = np.log(_FINEST), np.log(1e6)
+    best = at_price(float(np.exp(high)))
+    for _ in range(_PRICES):
+        middle = (low + high) / 2
+        choice = at_price(float(np.exp(middle)))
+        if fits(choice):
+            best, high = choice, middle
+        else:
+            low = middle
+    return best
 
 
 def allot(
@@ -135,20 +150,27 @@ def allot(
     """
     goal = fraction * cost(Selection({}))
     levels = Allocator.levels()
-    owner = {g.axis: k for k, pools in enumerate(chooser.sets) for pool in pools for g in pool}
-    errors = [
-        np.sum([_at(ranking.errors[g.axis], levels) for pool in pools for g in pool], axis=0)
-        for pools in chooser.sets
-    ]
+    owner, errors = curves_of(chooser, ranking)
 
     def left(ratios: Vector) -> int:
         return cost(chooser.at([float(r) for r in ratios]))
 
     allocator = Allocator(owner, errors, terms)
-    ratios = allocator.within(lambda ratios: left(ratios) <= goal)
+    ratios = within(allocator.at_price, lambda ratios: left(ratios) <= goal)
     if left(ratios) > goal:  # the levels end before all but one unit goes
-        ratios = _least_common(left, len(errors), goal)
-    return chooser.at([float(r) for r in _filled(ratios, errors, levels, left, goal)])
+        ratios = least_common(left, len(errors), goal)
+    return chooser.at([float(r) for r in filled(ratios, errors, levels, left, goal)])
+
+
+def curves_of(chooser: Chooser, ranking: Ranking) -> tuple[dict[Axis, int], list[Vector]]:
+    """Of the sets of a chooser: the number of the set of each atom, and the errors at `Allocator.levels`."""
+    levels = Allocator.levels()
+    owner = {g.axis: k for k, pools in enumerate(chooser.sets) for pool in pools for g in pool}
+    errors = [
+        np.sum([_at(ranking.errors[g.axis], levels) for pool in pools for g in pool], axis=0)
+        for pools in chooser.sets
+    ]
+    return owner, errors
 
 
 def _at(errors: Vector, levels: Vector) -> Vector:
@@ -157,7 +179,8 @@ def _at(errors: Vector, levels: Vector) -> Vector:
     return np.interp(levels * size, np.arange(size + 1), errors)
 
 
-def _least_common(left: Callable[[Vector], int], count: int, goal: float) -> Vector:
+def least_common(left: Callable[[Vector], int], count: int, goal: float) -> Vector:
+    """The smallest ratio of all sets alike that meets the goal, or 1."""
     low, high = 0.0, 1.0
     while high - low > _CLOSE:
         middle = (low + high) / 2
@@ -168,7 +191,7 @@ def _least_common(left: Callable[[Vector], int], count: int, goal: float) -> Vec
     return np.full(count, high)
 
 
-def _filled(
+def filled(
     ratios: Vector, errors: Sequence[Vector], levels: Vector, left: Callable[[Vector], int], goal: float
 ) -> Vector:
     """Give units back, the ones that reduce the error most first, for as long as the budget holds."""

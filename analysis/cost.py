@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import onnx
 
 from .axes import Axis, find
+from .errors import PlanError
 from .graph import Constant, Node, constant_of, subgraphs, walk_graphs
 from .groups import Analysis, analyze
+from .lowrank import extra, find_layers
 from .model import Model, stored_bytes
 from .plan import Plan, select
 from .selection import Selection
@@ -82,6 +84,15 @@ def predict(analysis: Analysis, plan: Plan) -> Cost:
         elements += count
         size += count * constant.dtype.itemsize
     macs = analysis.macs(selection)
+    if plan.ranks:
+        layers, dtypes = find_layers(analysis), {c.name: c.dtype for c, _, _ in analysis.parameter_uses}
+        for weight, ranks in plan.ranks.items():
+            if weight not in layers:
+                raise PlanError(f"the plan takes '{weight}' apart, which is no weight of a layer that can be")
+            more = extra(layers[weight], ranks, "params", selection)
+            elements -= more
+            size -= more * dtypes[weight].itemsize
+            macs += extra(layers[weight], ranks, "macs", selection)
     return Cost(before.params - elements, macs, before.bytes - size, before.uncounted)
 
 

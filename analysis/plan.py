@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -18,12 +18,16 @@ from .budget import Chooser
 from .components import Index
 from .errors import PlanError, UsageError
 from .groups import Analysis, Group
+from .lowrank import Kind, RankCurve, find_layers
 from .memory import keeps_all
+from .ranks import allot_with_ranks, check_reach
 from .scores import Ranking
 from .selection import Selection
+from .truncation import Ranks
 
 FORMAT = "onnx-prune plan"
 VERSION = 1
+LOW_RANK = ("compete", "only")
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,13 @@ class Plan:
         entries: groups that shrink; all others stay whole.
         options: how the choice was made (criterion, ratio or budget, multiple, ignored names).
         blocks: residual blocks that go whole, before anything shrinks; see `analysis.blocks.Block`.
+        ranks: of layers that become factors once channels are gone, by the name of their weight.
     """
 
     entries: tuple[Entry, ...]
     options: dict[str, Any]
     blocks: tuple[str, ...] = ()
+    ranks: Mapping[str, Ranks] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -60,8 +66,13 @@ class Plan:
         )
         options = json.dumps(self.options, sort_keys=True)
         blocks = f'  "blocks": {json.dumps(list(self.blocks))},\n' if self.blocks else ""
+        ranks = (
+            f'  "ranks": {json.dumps({name: rank.to_json() for name, rank in sorted(self.ranks.items())})},\n'
+            if self.ranks
+            else ""
+        )
         return (
-            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n  "options": {options},\n{blocks}'
+            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n  "options": {options},\n{blocks}{ranks}'
             f'  "groups": [\n    {entries}\n  ]\n}}\n'
         )
 
@@ -87,9 +98,10 @@ class Plan:
             )
             options = dict(data["options"])
             blocks = tuple(str(block) for block in data.get("blocks", []))
-        except (KeyError, TypeError, ValueError) as error:
+            ranks = {str(weight): Ranks.from_json(value) for weight, value in data.get("ranks", {}).items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"the plan is malformed: {error!r}") from None
-        return Plan(entries, options, blocks)
+        return Plan(entries, options, blocks, ranks)
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,8 @@ class Goal:
             remain, in (0, 1].
         multiple: round the kept channels of an axis up to a multiple of this.
         ignore: names of nodes, weights, activations or groups whose channels stay.
+        low_rank: whether layers may become factors of lower rank: None for no, "compete" where that costs
+            less than removing channels, "only" with all channels kept.
     """
 
     ratio: float | None = None
@@ -109,6 +123,7 @@ class Goal:
     params: float | None = None
     multiple: int = 1
     ignore: tuple[str, ...] = ()
+    low_rank: str | None = None
 
     BUDGETS: ClassVar[tuple[str, ...]] = ("ratio", "macs", "params")
 
@@ -132,11 +147,13 @@ class Goal:
             PlanError: nothing can be removed, or not enough.
         """
         _check(self.ratio, self.macs, self.params, self.multiple)
+        if self.low_rank is not None:
+            self._check_ranks(analysis)
+            return
         if not analysis.groups:
             pins = "; ".join(dict.fromkeys(pin.reason for pin in analysis.pins))
             raise PlanError(f"no group of channels can be removed: {pins or 'the model has no weights'}")
-        nothing = {group.axis: np.zeros(group.size) for group in analysis.groups}
-        furthest = Chooser(analysis, nothing, _ignored(analysis, self.ignore), self.multiple).at_ratio(1.0)
+        furthest = self._furthest(analysis)
         for cost, fraction, what in (
             (analysis.macs, self.macs, "multiply-accumulates"),
             (analysis.params, self.params, "parameters"),
@@ -148,25 +165,61 @@ class Goal:
                     f" {least / whole:.1%}"
                 )
 
+    def _furthest(self, analysis: Analysis) -> Selection:
+        """What is left when all goes that may."""
+        nothing = {group.axis: np.zeros(group.size) for group in analysis.groups}
+        return Chooser(analysis, nothing, self.kept(analysis), self.multiple).at_ratio(1.0)
+
+    def kept(self, analysis: Analysis) -> Sequence[Group]:
+        """Groups that stay whole."""
+        return analysis.groups if self.low_rank == "only" else _ignored(analysis, self.ignore)
+
+    def budget(self) -> tuple[Kind, float]:
+        """The cost that ranks are to save, and the fraction of it that may remain.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.macs is not None:
+            return "macs", self.macs
+        if self.params is not None:
+            return "params", self.params
+        raise UsageError("low rank needs a budget of macs or params: a ratio is one of channels")
+
+    def _check_ranks(self, analysis: Analysis) -> None:
+        if self.low_rank not in LOW_RANK:
+            raise UsageError(f"low_rank {self.low_rank!r} is unknown: choose one of {', '.join(LOW_RANK)}")
+        kind, fraction = self.budget()
+        _ignored(analysis, self.ignore)  # names that are unknown
+        layers = list(find_layers(analysis, self.ignore).values())
+        check_reach(analysis, self._furthest(analysis), layers, kind, fraction)
+
 
 @keeps_all
 def make_plan(
-    analysis: Analysis, goal: Goal, ranking: Ranking, how: Mapping[str, object] | None = None
+    analysis: Analysis,
+    goal: Goal,
+    ranking: Ranking,
+    how: Mapping[str, object] | None = None,
+    curves: Sequence[RankCurve] = (),
 ) -> Plan:
     """Choose channels to remove.
 
     Args:
         ranking: what is lost with each unit.
         how: options to write into the plan beside those of the goal: where the ranking is from.
+        curves: what is lost by lower ranks, where the goal has them.
 
     Raises:
         UsageError, PlanError: as `Goal.check`.
     """
     goal.check(analysis)
     ratio, macs, params, multiple = goal.ratio, goal.macs, goal.params, goal.multiple
-    ignored = _ignored(analysis, goal.ignore)
-    chooser = Chooser(analysis, ranking.scores, ignored, multiple)
-    if ratio is not None:
+    chooser = Chooser(analysis, ranking.scores, goal.kept(analysis), multiple)
+    ranks: dict[str, Ranks] = {}
+    if goal.low_rank is not None:
+        selection, ranks = allot_with_ranks(analysis, chooser, ranking, curves, *goal.budget())
+    elif ratio is not None:
         selection = chooser.at_ratio(ratio)
     elif macs is not None:
         terms = [Term(work.scale, work.axes) for work in analysis.walk.work]
@@ -178,12 +231,14 @@ def make_plan(
     asked = {"ratio": ratio, "macs": macs, "params": params}
     options: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     options |= {"multiple": multiple, "ignore": sorted(goal.ignore)} | dict(how or {})
+    if goal.low_rank is not None:
+        options["low_rank"] = goal.low_rank
     entries = [
         Entry(group.id, group.size, tuple(kept.tolist()))
         for group in analysis.groups
         if (kept := selection.positions(group.axis)) is not None
     ]
-    return Plan(tuple(entries), options)
+    return Plan(tuple(entries), options, ranks=ranks)
 
 
 def _check(ratio: float | None, macs: float | None, params: float | None, multiple: int) -> None:

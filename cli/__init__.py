@@ -6,7 +6,7 @@ import os
 import warnings
 
 from ..analysis.errors import OnnxPruneError, PluginWarning
-from . import analyze, compile, prune  # each adds its commands  # noqa: F401
+from . import analyze, compile, factorize, prune  # each adds its commands  # noqa: F401
 from .app import app
 from .show import fail, warn
 

@@ -71,10 +71,23 @@ Drop = Annotated[
         "--drop", metavar="BLOCK", help="Remove this residual block whole (analyze lists them). Repeatable."
     ),
 ]
+LowRank = Annotated[
+    bool,
+    typer.Option(
+        "--low-rank",
+        help="Where it costs less than removing channels, write layers as factors of lower rank"
+        " (with --macs or --params).",
+    ),
+]
 Export = Annotated[
     Path | None,
     typer.Option("--export", metavar="FILE.json", help="Also write the kept positions of every weight."),
 ]
+SavePlan = Annotated[
+    Path | None,
+    typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
+]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the certificate.")]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", metavar="TRAINED.onnx", help="Take weights that were trained elsewhere."),
@@ -108,6 +121,7 @@ def _choice(
     calibration: Calibration = None,
     samples: Samples = 256,
     drop: Drop = None,
+    low_rank: LowRank = False,
 ) -> api.Options:
     """What commands that choose channels are told, as the API takes it."""
     given = sum(value is not None for value in (ratio, macs, params))
@@ -124,6 +138,7 @@ def _choice(
         "calibration": calibration,
         "samples": samples,
         "drop": drop or (),
+        "low_rank": "compete" if low_rank else None,
     }
 
 

@@ -51,7 +51,8 @@ def plan(
         save_text(api.export_lists(loaded, made), export)
     print_costs(before, after)
     removed = sum(entry.size - len(entry.keep) for entry in made.entries)
-    say(f"wrote {output}: {removed} channels of {len(made.entries)} groups go")
+    factors = f", {len(made.ranks)} layers become factors of lower rank" if made.ranks else ""
+    say(f"wrote {output}: {removed} channels of {len(made.entries)} groups go{factors}")
     emit(
         json_,
         cost_json(before, after)
@@ -108,15 +109,25 @@ def prune(
     model: options.ModelPath,
     output: options.Output,
     chosen: api.Options,
-    save_plan: Annotated[
-        Path | None,
-        typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
-    ] = None,
+    save_plan: options.SavePlan = None,
     export: options.Export = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the certificate.")] = False,
+    no_verify: options.NoVerify = False,
     json_: options.Json = None,
 ) -> None:
     """Plan, apply and verify in one go. Nothing is written when the certificate does not hold."""
+    carry_out(model, output, chosen, save_plan, export, no_verify, json_)
+
+
+def carry_out(
+    model: Path,
+    output: Path,
+    chosen: api.Options,
+    save_plan: Path | None,
+    export: Path | None,
+    no_verify: bool,
+    json_: str | None,
+) -> None:
+    """Plan, apply, verify and write a model, and say what was done."""
     check_outputs(output, save_plan, export, json_)
     with console.status("load") as status:
         loaded = api.load(model)
@@ -141,6 +152,7 @@ def prune(
         | {
             "verify": verdict_json(verdict) if verdict else None,
             "recover": recovery_json(result.refits),
+            "ranks": json.loads(result.plan.to_json()).get("ranks", {}),
             "calibration": result.calibration,
             "plan_digest": result.plan.digest,
             "seconds": result.seconds,
@@ -148,6 +160,8 @@ def prune(
     )
     if verdict:
         report(verdict)
+    if result.plan.ranks:
+        say(f"wrote {len(result.plan.ranks)} layers as factors of lower rank")
     if result.calibration is not None:
         say(f"calibrated on {result.calibration}")
     if result.refits:

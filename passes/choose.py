@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..analysis.selection import Selection
 from .calibrate import Calibration
 from .execute import Arrays
 from .influence import influences
-from .statistics import collect
+from .statistics import Statistics, collect
 from .stretch import stretched, variants_for
 
 OBS = "obs"
@@ -28,17 +28,17 @@ _FEW = (8, 64)
 _EFFORT = 2e11
 
 
-@keeps_all
-def rank_by_obs(
+def weighed_statistics(
     analysis: Analysis,
     calibration: Calibration,
     seed: int = 0,
     progress: Callable[[str], None] = lambda step: None,
-) -> Ranking:
-    """The order in which OBS removes the units of each group, and the error this makes.
+    layers: Collection[str] = (),
+) -> Statistics:
+    """What layers read, and as the weight of errors the root of how much they move the outputs.
 
-    The error is the sum over the layers that read the group of their relative error, after the rest has been
-    fitted again, times the root of how much an error there moves the outputs (`passes.influence`).
+    Args:
+        layers: outputs of nodes that are measured although no group is read there.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model on these inputs.
@@ -52,6 +52,7 @@ def rank_by_obs(
             Path(folder) / "all",
             seed,
             samples=calibration.samples * (1 + variants),
+            layers=layers,
         )
         progress("measure what errors do")
         once = analysis.macs(Selection({})) * len(statistics.outputs) / 2
@@ -60,6 +61,32 @@ def rank_by_obs(
             analysis, statistics.outputs, _first(calibration.batches(), samples), Path(folder) / "few"
         )
     statistics.weigh({name: value**0.5 for name, value in influence.items()})
+    return statistics
+
+
+@keeps_all
+def rank_by_obs(
+    analysis: Analysis,
+    calibration: Calibration,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Ranking:
+    """`rank_measured` of `weighed_statistics`.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    return rank_measured(analysis, weighed_statistics(analysis, calibration, seed, progress), progress)
+
+
+def rank_measured(
+    analysis: Analysis, statistics: Statistics, progress: Callable[[str], None] = lambda step: None
+) -> Ranking:
+    """The order in which OBS removes the units of each group, and the error this makes.
+
+    The error is the sum over the layers that read the group of their relative error, after the rest has been
+    fitted again, times the root of how much an error there moves the outputs (`passes.influence`).
+    """
     ranking = rank(analysis, FALLBACK)
     scores: dict[Axis, Scores] = {}
     errors: dict[Axis, Scores] = {}

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import onnx
 
-from ..analysis.errors import UsageError
+from ..analysis.errors import PlanError, UsageError
 from ..analysis.graph import constant_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
 from ..analysis.scores import CRITERIA
 from ..analysis.selection import Selection
+from ..analysis.truncation import Ranks
 from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import Calibration, Spec, open_calibration
 from .choose import FALLBACK, OBS
 from .cleanup import Cleanup
 from .fold import FoldConstants
+from .rank_curves import Places
 from .recover import Refit, recover
 from .shrink import Shrink
 from .stretch import stretched, variants_for
@@ -93,6 +95,7 @@ def refitted(
         )
     if plan.blocks or analysis is None:
         analysis = analyze(DropBlocks(plan.blocks)(model))
+    ranks = ranks_in(model, smaller, plan, analysis)
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
         variants = variants_for(analysis.macs(Selection({})), calibration.samples)
         return recover(
@@ -103,7 +106,25 @@ def refitted(
             Path(folder),
             progress=lambda name: progress(f"fit {name}"),
             variants=variants,
+            ranks=ranks,
         )
+
+
+def ranks_in(model: Model, smaller: Model, plan: Plan, analysis: Analysis | None = None) -> dict[str, Ranks]:
+    """The ranks of a plan by the names that weights have in ``smaller``, what `shrunk` made of ``model``.
+
+    Raises:
+        PlanError: a weight of the plan is none that can be taken apart.
+    """
+    if not plan.ranks:
+        return {}
+    if plan.blocks or analysis is None:
+        analysis = analyze(DropBlocks(plan.blocks)(model))
+    places = Places.of(analysis, smaller)
+    for weight in plan.ranks:
+        if weight not in places.facts:
+            raise PlanError(f"the plan takes '{weight}' apart, which is no weight of a layer that can be")
+    return {places.name(weight): ranks for weight, ranks in plan.ranks.items()}
 
 
 def difference(wanted: onnx.ModelProto, got: onnx.ModelProto) -> str:

@@ -12,14 +12,19 @@ from ..analysis.cost import Cost, measure
 from ..analysis.errors import PlanError
 from ..analysis.export import index_lists, to_json
 from ..analysis.groups import Analysis, analyze
+from ..analysis.lowrank import RankCurve
 from ..analysis.model import Model
 from ..analysis.plan import Goal, Plan, make_plan
-from ..analysis.scores import rank
+from ..analysis.scores import Ranking, rank
+from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import SAMPLES, Calibration
 from .calibrate import Spec as CalibrationSource
-from .choose import FALLBACK, OBS, rank_by_obs
-from .pipeline import calibrate, difference, methods, recovery_of, refitted, shrunk
+from .choose import FALLBACK, OBS, rank_measured, weighed_statistics
+from .contract import both, certify_factors, certify_same, contracted
+from .factorize import Factorize
+from .pipeline import calibrate, difference, methods, ranks_in, recovery_of, refitted, shrunk
+from .rank_curves import Places
 from .recover import Refit
 from .verify import Verdict, certify
 
@@ -34,6 +39,7 @@ class GoalOptions(TypedDict, total=False):
     params: float | None
     multiple: int
     ignore: Sequence[str]
+    low_rank: str | None
 
 
 class Options(GoalOptions, total=False):
@@ -47,6 +53,8 @@ class Options(GoalOptions, total=False):
             them. None is "least-squares" where calibration inputs are given, and "none" where not.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
         samples: how many of them are used at most.
+        low_rank: "compete" to write layers as factors of lower rank where that costs less than removing
+            channels, "only" with all channels kept; None for no. Budgets are ``macs`` or ``params`` then.
         drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
     """
 
@@ -133,6 +141,7 @@ def plan(
     request = _Request.of(options)
     analysis = model if isinstance(model, Analysis) else analyze(model)
     whole, goal = analysis, request.goal
+    curves: tuple[RankCurve, ...] = ()
     if request.drop:
         analysis = analyze(DropBlocks(request.drop)(whole.model))
         goal = goal.as_share_of(whole, analysis)
@@ -141,11 +150,20 @@ def plan(
     how: dict[str, object] = {"criterion": request.criterion, "recover": request.recover}
     if inputs is not None:
         how["calibration"] = {"source": inputs.source, "digest": inputs.digest}
+    places = Places.of(analysis, ignored=goal.ignore) if goal.low_rank is not None else None
+    statistics = None
     if request.criterion == OBS and goal.ratio != 0 and inputs is not None:
-        ranking = rank_by_obs(analysis, inputs, progress=progress)
+        keys = [layer.node.key for layer in places.layers.values()] if places else []
+        statistics = weighed_statistics(analysis, inputs, progress=progress, layers=keys)
+    if goal.low_rank == "only":
+        ranking = Ranking({}, {})
+    elif statistics is not None:
+        ranking = rank_measured(analysis, statistics, progress)
     else:  # blocks alone go where the ratio is 0, and nothing is ranked
         ranking = rank(analysis, FALLBACK if request.criterion == OBS else request.criterion)
-    return replace(make_plan(analysis, goal, ranking, how), blocks=request.drop)
+    if places is not None:
+        curves = tuple(places.curves(statistics, goal.budget()[0], goal.multiple, progress))
+    return replace(make_plan(analysis, goal, ranking, how, curves), blocks=request.drop)
 
 
 def apply(
@@ -170,10 +188,11 @@ def apply(
         UsageError: the calibration inputs are not those of the plan.
     """
     smaller = shrunk(model, plan, analysis)
+    ranks = ranks_in(model, smaller, plan, analysis)
     inputs = calibrate(model, "", recovery_of(plan), calibration, samples)
-    if inputs is None:
-        return smaller
-    return refitted(model, smaller, plan, inputs, analysis, progress)[0]
+    if inputs is not None:
+        smaller = refitted(model, smaller, plan, inputs, analysis, progress)[0]
+    return run_passes(smaller, [Factorize(ranks)])
 
 
 def verify(
@@ -191,12 +210,18 @@ def verify(
         PlanError: the plan does not fit the model.
         ModelError: one of the two does not run.
     """
-    if recovery_of(plan) == "none":
+    fitted = recovery_of(plan) != "none"
+    if not fitted and not plan.ranks:
         return certify(model, pruned, plan, seed, analysis)
     smaller = shrunk(model, plan, analysis)
     verdict = certify(model, smaller, plan, seed, analysis)
-    other = difference(smaller.proto, pruned.proto)
-    if verdict.ok and other:
+    ranks = ranks_in(model, smaller, plan, analysis)
+    if verdict.ok and ranks:
+        verdict = both(verdict, certify_factors(pruned, smaller, ranks, seed))
+    if verdict.ok and not fitted:
+        return both(verdict, certify_same(pruned, Factorize(ranks)(smaller), seed))
+    other = difference(smaller.proto, contracted(pruned, smaller, ranks).proto) if verdict.ok else ""
+    if other:
         return replace(verdict, ok=False, message=f"apart from its weights the model is another one: {other}")
     return replace(verdict, message=f"{verdict.message}, before its weights were fitted again")
 
@@ -242,12 +267,18 @@ def prune(
     measured: Options = {**options, "criterion": request.criterion, "recover": recover, "calibration": inputs}
     chosen = timed("plan", lambda: plan(analysis, progress=progress, **measured))
     smaller = timed("apply", lambda: shrunk(model, chosen, analysis))
+    ranks = ranks_in(model, smaller, chosen, analysis)
     verdict = timed("verify", lambda: certify(model, smaller, chosen, analysis=analysis)) if check else None
     refits: tuple[Refit, ...] = ()
     if recover != "none" and inputs is not None:
         smaller, refits = timed(
             "recover", lambda: refitted(model, smaller, chosen, inputs, analysis, progress)
         )
+    if ranks:
+        whole = smaller
+        smaller = timed("factorize", lambda: run_passes(whole, [Factorize(ranks)]))
+        if verdict is not None and verdict.ok:
+            verdict = both(verdict, certify_factors(smaller, whole, ranks))
     before, after = measure(model, analysis), measure(smaller)
     source = inputs.source if inputs else None
     return PruneResult(smaller, chosen, verdict, analysis, before, after, seconds, refits, source)
@@ -255,6 +286,8 @@ def prune(
 
 def export_lists(model: Model, plan: Plan) -> str:
     """The positions that stay of every weight by its original name, as JSON, to fine-tune the source model.
+
+    Layers that become factors are whole there: the source model knows no factors.
 
     Example:
         ``Path("indices.json").write_text(export_lists(model, plan))``

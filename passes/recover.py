@@ -10,9 +10,10 @@ fitted to the sum, and makes up for what went wrong before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from ..analysis.graph import Array, Node, array_of, constant_of, tensor_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.selection import Selection
+from ..analysis.truncation import Ranks, Truncation
 from .execute import Arrays
-from .gram import Fit, Matrix
+from .factorize import channels
+from .gram import Fit, Gram, Matrix
 from .layers import Layer, can_be_read
 from .statistics import drawn_rows
 from .stream import Stream, read_by
@@ -69,6 +72,7 @@ def recover(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
     variants: int = 0,
+    ranks: Mapping[str, Ranks] = MappingProxyType({}),
 ) -> tuple[Model, tuple[Refit, ...]]:
     """Fit the layers of ``pruned`` again, which keeps ``selection`` of the analysed dense model.
 
@@ -76,6 +80,8 @@ def recover(
         folder: for activations on disk; emptied by the caller.
         progress: called with the name of each layer.
         variants: of every batch that follow it, and are held out with it.
+        ranks: of weights that are to become factors (`passes.factorize`), by name. They are fitted with that
+            rank, and layers after them make up for what is lost.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of the models on these inputs.
@@ -94,7 +100,8 @@ def recover(
             dense.hold(place.sum[0], furthest)
     for place in places:
         progress(place.node.name)
-        refit = _Refitter(analysis, selection, dense, small, place, seed, variants).run()
+        rank = ranks.get(place.weight, Ranks())
+        refit = _Refitter(analysis, selection, dense, small, place, seed, variants, rank).run()
         if refit is None:
             continue
         told, values = refit
@@ -225,9 +232,11 @@ class _Refitter:
         place: _Place,
         seed: int,
         variants: int,
+        ranks: Ranks,
     ) -> None:
         self.analysis, self.selection, self.seed = analysis, selection, seed
         self.dense, self.small, self.place, self.variants = dense, small, place, variants
+        self.ranks = ranks
 
     def run(self) -> tuple[Refit, dict[str, Array]] | None:
         place, layer = self.place, self.place.layer
@@ -248,11 +257,27 @@ class _Refitter:
         gram = fit.all
         energy = gram.energy or 1.0
         error = gram.error(start) / energy
-        if error < _SAME:
+        if error < _SAME and not self.ranks:
             return None
         solved = fit.solve(start)
+        if self.ranks:
+            solved = self._of_rank(solved, gram)
         values = self._values(weight, solved[:, : layer.inputs], solved[:, layer.inputs :].reshape(-1))
         return Refit(place.node.name, error, gram.error(solved) / energy), values
+
+    def _of_rank(self, solved: Matrix, gram: Gram) -> Matrix:
+        """The nearest coefficients of the wanted ranks; a bias goes along with what is lost on average."""
+        layer, products = self.place.layer, gram.features[0]
+        count, weight = layer.inputs, solved[0, : layer.inputs]
+        seen = products[:count, :count]
+        free = solved.shape[1] > count
+        mean = products[-1, :count] / max(1, gram.rows)  # of the column of ones, where there is one
+        if free:
+            seen = seen - gram.rows * np.outer(mean, mean)
+        inputs = channels(self.place.fact, layer.shape)
+        lower = Truncation(weight, inputs, seen).factors(self.ranks).product()
+        bias = solved[:, count:] + (mean @ (weight - lower) if free else 0)
+        return np.concatenate([lower[None], bias], axis=1)
 
     def _values(self, weight: Array, matrix: Matrix, bias: Matrix) -> dict[str, Array]:
         """The new weight and bias by name."""

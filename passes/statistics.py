@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -94,12 +94,20 @@ class Statistics:
         """Take errors of these outputs times a factor each; see `passes.influence`."""
         self._influence = influence
 
+    def gram(self, output: str) -> Matrix | None:
+        """Of what the node reads that computes ``output``, around the mean; None where it is not measured."""
+        return next((p.moments[0].gram(0, centred=True) for p in self._probes if p.output == output), None)
+
+    def influence(self, output: str) -> float:
+        """By what errors of an output are taken times."""
+        return self._influence.get(output, 1.0)
+
     def consumers(self, axis: Axis) -> list[Consumer]:
         """What reads the units of a group's axis."""
         return [
             replace(
                 consumer,
-                energy=consumer.energy / max(_LEAST_INFLUENCE, self._influence.get(probe.output, 1.0)),
+                energy=consumer.energy / max(_LEAST_INFLUENCE, self.influence(probe.output)),
             )
             for probe in self._probes
             if axis in probe.atoms
@@ -108,20 +116,26 @@ class Statistics:
 
 
 def collect(
-    analysis: Analysis, batches: Iterator[Arrays], folder: Path, seed: int = 0, samples: int = 256
+    analysis: Analysis,
+    batches: Iterator[Arrays],
+    folder: Path,
+    seed: int = 0,
+    samples: int = 256,
+    layers: Collection[str] = (),
 ) -> Statistics:
     """Run the model once and measure every contraction over the units of a group.
 
     Args:
         folder: for activations on disk; emptied by the caller.
         samples: how many samples there will be, by which rows are shared out.
+        layers: outputs of nodes that are measured in any case.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model on these inputs.
     """
     proto = analysis.model.proto
     stream = Stream(proto, batches, folder)
-    probes = sorted(_probes(analysis, stream, seed), key=lambda probe: probe.position)
+    probes = sorted(_probes(analysis, stream, seed, layers), key=lambda probe: probe.position)
     sizes = {name: int(np.prod([a.size for a in axes or ()])) for name, axes in analysis.walk.axes_of.items()}
     k = 0
     while k < len(probes):
@@ -140,7 +154,7 @@ def collect(
     return Statistics(probes)
 
 
-def _probes(analysis: Analysis, stream: Stream, seed: int) -> Iterator[_Probe]:
+def _probes(analysis: Analysis, stream: Stream, seed: int, layers: Collection[str]) -> Iterator[_Probe]:
     walk = analysis.walk
     positions = {node.output[0]: k for k, node in enumerate(stream.nodes)}
     atoms = {group.axis for group in analysis.groups}
@@ -151,14 +165,15 @@ def _probes(analysis: Analysis, stream: Stream, seed: int) -> Iterator[_Probe]:
         places = dict(contraction.places)
         if node.outputs[0] not in positions or node.index in seen or contraction.in_place:
             continue
+        always = node.outputs[0] in layers
         fact = linears.get(node.index)
         if fact is not None and {fact.data, fact.weight} <= places.keys():
             probe = _of_weight(
-                analysis, fact, places, atoms, positions[node.outputs[0]], stream.batches, seed
+                analysis, fact, places, atoms, positions[node.outputs[0]], stream.batches, seed, always
             )
         elif len(places) == 2 and all(walk.axes_of.get(node.inputs[i]) for i in places):
             probe = _of_computed(
-                analysis, node.inputs, places, atoms, positions[node.outputs[0]], stream, seed
+                analysis, node.inputs, places, atoms, positions[node.outputs[0]], stream, seed, always
             )
         else:
             continue
@@ -175,6 +190,7 @@ def _of_weight(
     position: int,
     batches: int,
     seed: int,
+    always: bool,
 ) -> _Probe | None:
     walk, node = analysis.walk, fact.node
     constant = walk.constants[node.inputs[fact.weight]]
@@ -187,7 +203,7 @@ def _of_weight(
         return None
     along = [units_along(block) for block in blocks]
     reached = frozenset(atom for units in along for atom in units if atom in atoms)
-    if not reached:
+    if not reached and not always:
         return None
     moments = _Moments.empty(layer.groups, layer.inputs)
     wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * layer.inputs) // batches)
@@ -230,6 +246,7 @@ def _of_computed(
     position: int,
     stream: Stream,
     seed: int,
+    always: bool,
 ) -> _Probe | None:
     """Both operands are computed. Queries and keys are each the weight of the other; a transposed constant is
     one as well, and is seldom without a bias after it."""
@@ -241,7 +258,7 @@ def _of_computed(
     assert types is not None
     along = units_along(types[k])
     reached = frozenset(atom for atom in along if atom in atoms)
-    if not reached:
+    if not reached and not always:
         return None
     size = find(types[k]).size
     moments = _Moments.empty(1, size), _Moments.empty(1, size)
