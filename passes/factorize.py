@@ -78,7 +78,7 @@ def factorable(analysis: Analysis, weight: str) -> tuple[Linear, Constant]:
         PlanError: it is not one that can be taken apart; the message says why.
     """
     graph = analysis.model.proto.graph
-    if weight not in {tensor.name for tensor in graph.initializer}:
+    if weight not in {tensor.name for inner in walk_graphs(graph) for tensor in inner.initializer}:
         raise PlanError(f"the model has no weight '{weight}' to take apart")
     if weight in {info.name for info in graph.input}:
         raise PlanError(f"'{weight}' cannot be taken apart: it is an input of the model, and can be fed")
