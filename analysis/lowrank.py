@@ -201,10 +201,13 @@ def _layer(
         return None  # in groups
     left = flatten(work.axes, "prod")
     for axis in flatten([inner, outer, *types[2:]], "prod"):
-        if axis.size > 1 or axis in left:
-            if axis not in left:
-                return None
-            left.remove(axis)
+        same = next(
+            (a for a in left if a is axis or (a.kind == axis.kind == "fix" and a.size == axis.size)), None
+        )
+        if same is not None:
+            left.remove(same)
+        elif axis.size > 1:
+            return None
     before = 1.0
     if kernel:
         out = walk.axes_of.get(node.outputs[0]) or []
