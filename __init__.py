@@ -30,6 +30,7 @@ from .analysis.explain import Explanation, explain
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
 from .analysis.plan import Entry, Goal, Plan
+from .analysis.truncation import Ranks
 from .backends.run import bench, compile
 from .passes.calibrate import Calibration, open_calibration
 from .passes.calibrate import Spec as CalibrationSource
@@ -74,6 +75,7 @@ __all__ = [
     "PluginError",
     "PluginWarning",
     "PruneResult",
+    "Ranks",
     "Refit",
     "UsageError",
     "Verdict",

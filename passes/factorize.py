@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,9 +64,9 @@ class Factorize:
         for weight, ranks in self.ranks.items():
             if ranks:
                 fact, constant = factorable(analysis, weight)
+                check_ranks(weight, fact, constant.shape, ranks)
                 inputs = channels(fact, constant.shape)
                 layer = Layer(fact, fact.node, constant.shape)
-                _check(weight, layer.inputs, inputs, layer.outputs, ranks)
                 factors = self.split(layer.matrix(constant.value)[0], inputs, ranks)
                 chains.replace(fact, constant, factors)
         return Model(chains.edit.finish(), model.path)
@@ -124,8 +125,14 @@ def _reads(graph: onnx.GraphProto) -> Counter[str]:
     return counts
 
 
-def _check(weight: str, rows: int, inputs: int, outputs: int, ranks: Ranks) -> None:
-    window = rows // inputs
+def check_ranks(weight: str, fact: Linear, shape: Sequence[int], ranks: Ranks) -> None:
+    """Before any long work.
+
+    Raises:
+        PlanError: a weight of that shape has no such ranks.
+    """
+    inputs, outputs = channels(fact, shape), Layer(fact, fact.node, tuple(shape)).outputs
+    window = math.prod(shape) // (inputs * outputs)
     if ranks.inputs is not None and window == 1:
         raise PlanError(f"'{weight}' is a matrix: it has one rank, not a pair")
     read = inputs if ranks.inputs is None else ranks.inputs

@@ -21,6 +21,7 @@ from .blocks import DropBlocks
 from .calibrate import Calibration, Spec, open_calibration
 from .choose import FALLBACK, OBS
 from .cleanup import Cleanup
+from .factorize import check_ranks
 from .fold import FoldConstants
 from .rank_curves import Places
 from .recover import Refit, recover
@@ -114,16 +115,17 @@ def ranks_in(model: Model, smaller: Model, plan: Plan, analysis: Analysis | None
     """The ranks of a plan by the names that weights have in ``smaller``, what `shrunk` made of ``model``.
 
     Raises:
-        PlanError: a weight of the plan is none that can be taken apart.
+        PlanError: a weight of the plan is none that can be taken apart, or not with these ranks.
     """
     if not plan.ranks:
         return {}
     if plan.blocks or analysis is None:
         analysis = analyze(DropBlocks(plan.blocks)(model))
     places = Places.of(analysis, smaller)
-    for weight in plan.ranks:
+    for weight, ranks in plan.ranks.items():
         if weight not in places.facts:
             raise PlanError(f"the plan takes '{weight}' apart, which is no weight of a layer that can be")
+        check_ranks(weight, places.facts[weight], places.shape(weight), ranks)
     return {places.name(weight): ranks for weight, ranks in plan.ranks.items()}
 
 

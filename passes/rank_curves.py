@@ -57,6 +57,10 @@ class Places:
         fact = self.facts[weight]
         return fact.node.inputs[fact.weight]
 
+    def shape(self, weight: str) -> tuple[int, ...]:
+        """Its shape there."""
+        return self.folded.walk.constants[self.name(weight)].shape
+
     def curves(
         self,
         statistics: Statistics | None,

@@ -270,14 +270,12 @@ class _Refitter:
         layer, products = self.place.layer, gram.features[0]
         count, weight = layer.inputs, solved[0, : layer.inputs]
         seen = products[:count, :count]
-        free = solved.shape[1] > count
-        mean = products[-1, :count] / max(1, gram.rows)  # of the column of ones, where there is one
-        if free:
-            seen = seen - gram.rows * np.outer(mean, mean)
+        bias = solved[0, count:]  # a row, or none
+        mean = products[count:, :count] / max(1, gram.rows)
+        seen = seen - gram.rows * mean.T @ mean
         inputs = channels(self.place.fact, layer.shape)
         lower = Truncation(weight, inputs, seen).factors(self.ranks).product()
-        bias = solved[:, count:] + (mean @ (weight - lower) if free else 0)
-        return np.concatenate([lower[None], bias], axis=1)
+        return np.concatenate([lower, bias + mean @ (weight - lower)])[None]
 
     def _values(self, weight: Array, matrix: Matrix, bias: Matrix) -> dict[str, Array]:
         """The new weight and bias by name."""

@@ -34,6 +34,7 @@ from onnx_prune.analysis.lowrank import DENSE, LowRankLayer, RankCurve, extra, f
 from onnx_prune.analysis.ranks import allot_with_ranks
 from onnx_prune.analysis.selection import Selection
 from onnx_prune.analysis.truncation import Ranks, Truncation
+from onnx_prune.models import zoo
 from onnx_prune.models.digits import FOLDER, load_digits
 from onnx_prune.passes.execute import execute
 from onnx_prune.passes.factorize import Factorize
@@ -267,6 +268,15 @@ def test_a_plan_for_another_model_is_refused() -> None:
             use()
 
 
+@pytest.mark.parametrize(
+    ("ranks", "told"), [(Ranks(40, None), "1 to 32"), (Ranks(4, 64), "1 to 32"), (Ranks(0), "not 0")]
+)
+def test_ranks_that_were_edited_are_checked_before_anything_is_fitted(ranks: Ranks, told: str) -> None:
+    chosen = Plan((), {"recover": "least-squares"}, ranks={"3.conv1.weight": ranks})
+    with pytest.raises(PlanError, match=told):
+        apply(load(RESNET), chosen)
+
+
 def test_all_channels_stay_where_ranks_alone_are_asked() -> None:
     result = prune(load(RESNET), macs=0.5, low_rank="only", **PLAIN)
     assert not result.plan.entries and result.plan.ranks
@@ -386,6 +396,22 @@ def test_goal_and_curves_without_channels() -> None:
     assert result.after.macs <= 0.5 * result.before.macs and result.verdict is not None and result.verdict.ok
     with pytest.raises(PlanError):
         Goal(macs=0.5).check(analyze(model))
+
+
+# ---------------------------------------------------------------------- the zoo
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tv_resnet50", "hf_bert", "timm_vit_tiny_patch16_224", "x_unet", "timm_convnext_atto", "hf_mamba"],
+)
+def test_factors_of_zoo_graphs_hold_their_certificate(name: str) -> None:
+    model = Model(zoo.load(name))
+    result = prune(model, macs=0.6, low_rank="only", **PLAIN)
+    assert result.verdict is not None and result.verdict.ok, result.verdict
+    assert "factors against their product" in result.verdict.message
+    assert result.plan.ranks and result.after.macs <= 0.6 * result.before.macs
+    assert result.model.proto.graph.output == model.proto.graph.output
 
 
 # ---------------------------------------------------------------------- the command
