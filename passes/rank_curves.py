@@ -20,7 +20,7 @@ from .statistics import Statistics
 # Errors of lower rank count that much beside errors of removed channels. What a layer loses is what varies
 # least, and what comes after it, fitted in its turn, answers to that less than to a move towards another
 # sample, by which influence is measured: on three trained models two to five times less (docs/factorize.md).
-_MADE_UP = 0.2
+_MADE_UP = 0.4
 # By weights alone the error of a group counts once, in however many layers its channels are.
 _ONCE = 0.05
 

@@ -47,7 +47,8 @@ def rows() -> list[str]:
                 got = logits(result.model)
                 right = float((got.argmax(axis=1) == labels).mean())
                 moved = float(np.square(got - wanted).sum()) / spread
-                ranks = f", {len(result.plan.ranks)} layers" if result.plan.ranks else ""
+                count = len(result.plan.ranks)
+                ranks = f", {count} layer{'s' * (count > 1)}" if count else ""
                 cells.append(f"{right:.1%} ({moved:.2%}{ranks})")
             found.append(f"| {name}, {dense:.1%} | {share:.0%} | {' | '.join(cells)} |")
             print(found[-1], flush=True)
