@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	&& command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench zoo variants speed fuzz mutations tvm-zoo exports clean
+.PHONY: install demo test lint bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports clean
 
 install: .venv/.installed
 
@@ -65,9 +65,18 @@ mutations: .venv/.tested
 tvm-zoo: .venv/.installed
 	$(BIN)/python tools/tvm_zoo.py
 
+# Slow, and needs torch: accuracy against what was removed, ours and peers'; docs/accuracy.md and its figure.
+accuracy: .venv/.tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,test,models,peers]'
+	$(BIN)/python tools/accuracy_table.py
+
 # Slow: times against ONNX Runtime; the table goes to docs/benchmarks.md.
 bench: .venv/.installed
 	$(BIN)/python tools/bench.py
+
+# Slow: time against ratio with and without aligned channels; the table goes to docs/alignment.md.
+alignment: .venv/.installed
+	$(BIN)/python tools/alignment_table.py
 
 # Slow, and needs torch: the exports that tests prune, made again.
 exports: .venv/.tested

@@ -27,15 +27,17 @@ from .analysis.errors import (
     UsageError,
 )
 from .analysis.explain import Explanation, explain
+from .analysis.goal import Goal
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
-from .analysis.plan import Entry, Goal, Plan
+from .analysis.plan import Entry, Plan
+from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
 from .backends.run import bench, compile
 from .passes.calibrate import Calibration, open_calibration
 from .passes.calibrate import Spec as CalibrationSource
+from .passes.options import Options, load_sensitivity
 from .passes.prune import (
-    Options,
     PruneResult,
     apply,
     export_lists,
@@ -47,7 +49,9 @@ from .passes.prune import (
 )
 from .passes.recover import Refit
 from .passes.save import save
+from .passes.sensitivity import sensitivity
 from .passes.soundness import check_rule
+from .passes.sparsify import SparseLayer, Sparsified, sparsify
 from .passes.verify import Verdict
 from .passes.weights import take_weights
 
@@ -59,6 +63,7 @@ __all__ = [
     "CalibrationSource",
     "CheckError",
     "Cost",
+    "Curve",
     "Entry",
     "Explanation",
     "Goal",
@@ -77,6 +82,9 @@ __all__ = [
     "PruneResult",
     "Ranks",
     "Refit",
+    "Sensitivity",
+    "SparseLayer",
+    "Sparsified",
     "UsageError",
     "Verdict",
     "analyze",
@@ -88,12 +96,15 @@ __all__ = [
     "export_lists",
     "load",
     "load_plan",
+    "load_sensitivity",
     "measure",
     "open_calibration",
     "plan",
     "predict",
     "prune",
     "save",
+    "sensitivity",
+    "sparsify",
     "take_weights",
     "verify",
     "without_blocks",

@@ -1,77 +1,67 @@
-"""How much each group gives, so that the whole meets a budget with the least error.
+"""How much each set of groups gives, so that the whole meets its budgets with the least error.
 
-Minimises the sum of the groups' error curves plus a price times the cost, one group at a time with the
-others fixed, until nothing moves; the price is found by bisection (Everett, "Generalized Lagrange multiplier
-method", 1963). Costs are products of sizes of axes, as multiply-accumulates and parameters are.
+Minimises the sum of the sets' error curves plus a price times the cost, one set at a time with the others
+fixed, until nothing moves; the price is found by bisection (Everett, "Generalized Lagrange multiplier
+method", 1963). Costs are sums of products of sizes of axes. Where there are several at once (several budgets,
+or the moments at which activations are alive), each has a weight in the price, which is multiplied by how
+near it is to its limit, round after round (multiplicative weights: Arora, Hazan and Kale, Theory of
+Computing 8, 2012).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .axes import Axis, find
-from .budget import Chooser
-from .scores import Ranking
-from .selection import Selection
+from .problem import Ladder, Problem, stacked
+from .refine import RUNGS, TOLERATED, Refinement
+from .resources import Term, rows
 
-T = TypeVar("T")
 Vector = NDArray[np.float64]
 
 LEVELS = 96
-_MOST = 0.97  # a group that loses more is better dropped as a block
 _SWEEPS = 6
-_PRICES = 40
-_FINEST = 1e-9
+_PRICES = 24
+_PRICE_RANGE = (1e-9, 1e6)
+_ROUNDS = 12  # of weights, and how many without a better choice are enough
+_PATIENCE = 6
 _CLOSE = 1 / 1024  # of a ratio
-_FULL = 0.995  # of a budget: as near as one gets
-
-
-@dataclass(frozen=True)
-class Term:
-    """``scale`` times the product of the sizes of ``axes``, a part of the cost."""
-
-    scale: float
-    axes: tuple[Axis, ...]
+_FULL = 0.997  # of a budget: as near as one gets
 
 
 class Allocator:
-    """Chooses a ratio for each of several sets of groups.
+    """Chooses a rung for each of several sets of groups.
 
     Args:
-        owner: the number of the set each free atom belongs to; others stay whole.
-        errors: for each set its error at the ratios of `levels`, rising.
-        terms: the cost.
-        whole: what the cost is a share of; that of ``terms`` unless given.
+        ladders: of the sets.
+        terms: the costs, as sums of products.
+        limits: for each row the terms count in, what the sum is to stay below.
+        orders: in which the sets are visited; the best of what they come to is taken. As they are numbered
+            if not given.
     """
 
     def __init__(
         self,
-        owner: dict[Axis, int],
-        errors: Sequence[Vector],
+        ladders: Sequence[Ladder],
         terms: Sequence[Term],
-        whole: float | None = None,
+        limits: Vector,
+        orders: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self._owner = owner
-        self._errors = errors
-        self._terms: list[list[Term]] = [[] for _ in errors]
-        for term in terms:
+        self.ladders = ladders
+        self._orders = orders or [range(len(ladders))]
+        self.limits = limits
+        self.terms = merged(terms)
+        self._owner = {axis: k for k, ladder in enumerate(ladders) for axis in ladder.sizes}
+        self._mine: list[list[int]] = [[] for _ in ladders]
+        for i, term in enumerate(self.terms):
             for number in {n for axis in term.axes for n in self._owners(axis)}:
-                self._terms[number].append(term)
-        self._whole = (
-            whole
-            or sum(term.scale * np.prod([float(axis.size) for axis in term.axes]) for term in terms)
-            or 1.0
-        )
-
-    @staticmethod
-    def levels() -> Vector:
-        """The ratios among which is chosen."""
-        return np.linspace(0, _MOST, LEVELS)
+                self._mine[number].append(i)
+        self._first = np.array([term.first for term in self.terms], np.int64)
+        self._last = np.array([term.last for term in self.terms], np.int64)
 
     def _owners(self, axis: Axis) -> set[int]:
         axis = find(axis)
@@ -79,35 +69,67 @@ class Allocator:
             return {self._owner[axis]}
         return {n for part in axis.parts for n in self._owners(part)}
 
-    def at_price(self, price: float) -> Vector:
-        """The ratios that minimise errors plus ``price`` times the share of the cost that is left."""
-        levels = self.levels()
-        ratios = np.zeros(len(self._errors))
-        for _ in range(_SWEEPS):
-            before = ratios.copy()
-            for number, terms in enumerate(self._terms):
-                cost = sum((self._cost(term, ratios, number, levels) for term in terms), np.zeros(LEVELS))
-                total = self._errors[number] + price * cost / self._whole
-                ratios[number] = levels[int(np.argmin(total))]
-            if np.array_equal(before, ratios):
-                break
-        return ratios
+    def at_price(self, price: float, weights: Vector | None = None) -> list[int]:
+        """The rungs that minimise errors plus ``price`` times the weighted costs over their limits.
 
-    def _cost(self, term: Term, ratios: Vector, number: int, levels: Vector) -> Vector:
-        out = np.full(len(levels), term.scale)
+        Args:
+            weights: of each row; equal ones if not given.
+        """
+        if weights is None:
+            weights = np.full(len(self.limits), 1 / len(self.limits))
+        summed = np.concatenate([[0.0], np.cumsum(weights / self.limits)])
+        prices = price * (summed[self._last + 1] - summed[self._first])
+        found = [self._settled(order, prices) for order in self._orders]
+        return found[0] if len(found) == 1 else min(found, key=lambda choice: self._paid(choice, prices))
+
+    def _settled(self, order: Sequence[int], prices: Vector) -> list[int]:
+        choice = [0] * len(self.ladders)
+        for _ in range(_SWEEPS):
+            before = list(choice)
+            for number in order:
+                total = self.ladders[number].errors.copy()
+                for i in self._mine[number]:
+                    total += prices[i] * self._value(self.terms[i], choice, number)
+                choice[number] = int(np.argmin(total))
+            if before == choice:
+                break
+        return choice
+
+    def _paid(self, choice: Sequence[int], prices: Vector) -> float:
+        values = [self._value(term, choice, None) for term in self.terms]
+        return self.error(choice) + float(np.dot(prices, values))
+
+    def usage(self, choice: Sequence[int]) -> Vector:
+        """The costs over their limits, of each row."""
+        change = np.zeros(len(self.limits) + 1)
+        for term in self.terms:
+            value = self._value(term, choice, None)
+            change[term.first] += value
+            change[term.last + 1] -= value
+        return np.asarray(np.cumsum(change)[:-1] / self.limits)
+
+    def error(self, choice: Sequence[int]) -> float:
+        return sum(float(ladder.errors[i]) for ladder, i in zip(self.ladders, choice, strict=True))
+
+    def ratios(self, choice: Sequence[int]) -> list[float]:
+        return [float(ladder.ratios[i]) for ladder, i in zip(self.ladders, choice, strict=True)]
+
+    def _value(self, term: Term, choice: Sequence[int], number: int | None) -> Any:
+        out: Any = term.scale
         for axis in term.axes:
-            out = out * self._size(axis, ratios, number, levels)
+            out = out * self.size(axis, choice, number)
         return out
 
-    def _size(self, axis: Axis, ratios: Vector, number: int, levels: Vector) -> Any:
-        """Positions that stay, at each level of the set ``number``."""
+    def size(self, axis: Axis, choice: Sequence[int], number: int | None) -> Any:
+        """Positions that stay: one number, or one for each rung of the set ``number`` where it has a part."""
         axis = find(axis)
         if axis.kind in ("atom", "fix"):
             owner = self._owner.get(axis)
             if owner is None:
                 return axis.size
-            return axis.size * (1 - (levels if owner == number else ratios[owner]))
-        parts = [self._size(part, ratios, number, levels) for part in axis.parts]
+            sizes = self.ladders[owner].sizes[axis]
+            return sizes if owner == number else sizes[choice[owner]]
+        parts = [self.size(part, choice, number) for part in axis.parts]
         if axis.kind == "sum":
             return sum(parts)
         if axis.kind == "prod":
@@ -116,99 +138,80 @@ class Allocator:
             return axis.size * parts[0] / axis.parts[0].size
         return sum(parts) / len(parts)  # ragged: the mean of its blocks
 
-    def size(self, axis: Axis, ratios: Vector) -> float:
-        """Positions of an axis that stay."""
-        return float(self._size(axis, ratios, -1, ratios))
+    def within(self, fits: Callable[[list[int]], bool]) -> list[int] | None:
+        """The rungs of the least error among those found that ``fits`` accepts, if there are any."""
+        weights = np.full(len(self.limits), 1 / len(self.limits))
+        best: list[int] | None = None
+        waiting = 0
+        for turn in range(_ROUNDS if len(self.limits) > 1 else 1):
+            choice = self._cheapest(weights, fits)
+            if choice is None:
+                break
+            waiting += 1
+            if best is None or self.error(choice) < self.error(best):
+                best, waiting = choice, 0
+            if waiting == _PATIENCE:
+                break
+            weights = weights * np.maximum(self.usage(choice), 1e-3) ** (1 + turn) ** -0.5
+            weights /= weights.sum()
+        return best
+
+    def _cheapest(self, weights: Vector, fits: Callable[[list[int]], bool]) -> list[int] | None:
+        """The rungs of the lowest price that ``fits`` accepts."""
+        low, high = np.log(_PRICE_RANGE)
+        best = self.at_price(float(np.exp(high)), weights)
+        if not fits(best):
+            return None
+        for _ in range(_PRICES):
+            middle = (low + high) / 2
+            choice = self.at_price(float(np.exp(middle)), weights)
+            if fits(choice):
+                best, high = choice, middle
+            else:
+                low = middle
+        return best
 
 
-def within(at_price: Callable[[float], T], fits: Callable[[T], bool]) -> T:
-    """The choice of the lowest price that ``fits`` accepts, or that of the highest there is."""
-    low, high = np.log(_FINEST), np.log(1e6)
-    best = at_price(float(np.exp(high)))
-    for _ in range(_PRICES):
-        middle = (low + high) / 2
-        choice = at_price(float(np.exp(middle)))
-        if fits(choice):
-            best, high = choice, middle
-        else:
-            low = middle
-    return best
+def allot(problem: Problem) -> list[float]:
+    """The ratios of the sets that give the least error of those found within all limits."""
+    ladders = [problem.ladder(k, LEVELS) for k in range(problem.count)]
+    allocator = Allocator(ladders, *stacked(problem.limits), problem.orders())
+    choice = allocator.within(lambda choice: problem.fits(allocator.ratios(choice)))
+    # The rungs end before all but one unit goes.
+    ratios = _least_common(len(ladders), problem.fits) if choice is None else allocator.ratios(choice)
+    return refined(problem, ratios)
 
 
-def allot(
-    chooser: Chooser,
-    ranking: Ranking,
-    terms: Sequence[Term],
-    cost: Callable[[Selection], int],
-    fraction: float,
-) -> Selection:
-    """The choice with the least error that leaves at most ``fraction`` of a cost.
+def refined(problem: Problem, ratios: Sequence[float], tolerated: float = TOLERATED) -> list[float]:
+    """Ratios within the limits, changed a little to use them up.
 
     Args:
-        terms: the cost as products of sizes, by which ratios are found.
-        cost: the cost itself, which is never exceeded.
+        tolerated: by what share of it the error may rise where that leaves a limit all but used up.
     """
-    goal = fraction * cost(Selection({}))
-    levels = Allocator.levels()
-    owner, errors = curves_of(chooser, ranking)
-
-    def left(ratios: Vector) -> int:
-        return cost(chooser.at([float(r) for r in ratios]))
-
-    allocator = Allocator(owner, errors, terms)
-    ratios = within(allocator.at_price, lambda ratios: left(ratios) <= goal)
-    if left(ratios) > goal:  # the levels end before all but one unit goes
-        ratios = least_common(left, len(errors), goal)
-    return chooser.at([float(r) for r in filled(ratios, errors, levels, left, goal)])
+    single = all(rows(limit.terms) == 1 for limit in problem.limits) and len(problem.limits) == 1
+    choices = [problem.ratios(k, RUNGS) for k in range(problem.count)]
+    refinement = Refinement(choices, ratios, problem.usage, problem.error)
+    # Where there are several sums, units that are in none of the largest come back free.
+    refinement.fill(_FULL if single else np.inf)
+    refinement.exchange(_FULL, tolerated)
+    return refinement.ratios
 
 
-def curves_of(chooser: Chooser, ranking: Ranking) -> tuple[dict[Axis, int], list[Vector]]:
-    """Of the sets of a chooser: the number of the set of each atom, and the errors at `Allocator.levels`."""
-    levels = Allocator.levels()
-    owner = {g.axis: k for k, pools in enumerate(chooser.sets) for pool in pools for g in pool}
-    errors = [
-        np.sum([_at(ranking.errors[g.axis], levels) for pool in pools for g in pool], axis=0)
-        for pools in chooser.sets
-    ]
-    return owner, errors
+def merged(terms: Sequence[Term]) -> list[Term]:
+    """The same sums with one term for all that count the same positions in the same rows."""
+    scales: dict[tuple[tuple[Axis, ...], int, int], float] = {}
+    for term in terms:
+        key = (tuple(find(axis) for axis in term.axes), term.first, term.last)
+        scales[key] = scales.get(key, 0.0) + term.scale
+    return [Term(scale, *key) for key, scale in scales.items()]
 
 
-def _at(errors: Vector, levels: Vector) -> Vector:
-    """An error curve over counts, at ratios."""
-    size = len(errors) - 1
-    return np.interp(levels * size, np.arange(size + 1), errors)
-
-
-def least_common(left: Callable[[Vector], int], count: int, goal: float) -> Vector:
-    """The smallest ratio of all sets alike that meets the goal, or 1."""
+def _least_common(count: int, fits: Callable[[list[float]], bool]) -> list[float]:
     low, high = 0.0, 1.0
     while high - low > _CLOSE:
         middle = (low + high) / 2
-        if left(np.full(count, middle)) <= goal:
+        if fits([middle] * count):
             high = middle
         else:
             low = middle
-    return np.full(count, high)
-
-
-def filled(
-    ratios: Vector, errors: Sequence[Vector], levels: Vector, left: Callable[[Vector], int], goal: float
-) -> Vector:
-    """Give units back, the ones that reduce the error most first, for as long as the budget holds."""
-    ratios, step = ratios.copy(), levels[1]
-    open_ = {k for k, ratio in enumerate(ratios) if ratio > 0}
-    while open_ and left(ratios) < _FULL * goal:
-        gain = {k: _gain(errors[k], levels, ratios[k], step) for k in sorted(open_)}
-        best = max(gain, key=gain.__getitem__)
-        more = ratios.copy()
-        more[best] = max(0.0, more[best] - step)
-        if left(more) <= goal:
-            ratios = more
-        if left(more) > goal or not more[best]:
-            open_.discard(best)
-    return ratios
-
-
-def _gain(errors: Vector, levels: Vector, ratio: float, step: float) -> float:
-    now, then = np.interp([ratio, max(0.0, ratio - step)], levels, errors)
-    return float(now - then)
+    return [high] * count

@@ -6,7 +6,7 @@ size; one that differs is left for the graph to compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
@@ -48,10 +48,15 @@ def stand_ins(names: list[str]) -> Iterator[tuple[Mapping[str, int], Mapping[str
 
 def once(work: Work, other: Work) -> Work:
     """``work`` with one position for each size known only at run time: one that ``other`` has different."""
-    axes: list[Axis] = []
-    for mine, theirs in zip(work.axes, other.axes, strict=True):
+    return Work(work.node, work.scale, static_axes(work.axes, other.axes))
+
+
+def static_axes(axes: Sequence[Axis], others: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The factors of ``axes`` that have the same size among ``others``, of a walk with other stand-ins."""
+    found: list[Axis] = []
+    for mine, theirs in zip(axes, others, strict=True):
         left, right = flatten([mine], "prod"), flatten([theirs], "prod")
         if len(left) != len(right):
             left, right = [mine], [theirs]
-        axes += [a for a, b in zip(left, right, strict=True) if a.size == b.size]
-    return Work(work.node, work.scale, tuple(axes))
+        found += [a for a, b in zip(left, right, strict=True) if a.size == b.size]
+    return tuple(found)

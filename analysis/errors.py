@@ -24,11 +24,11 @@ class BackendError(OnnxPruneError):
 
 
 class PluginError(OnnxPruneError):
-    """A rule of a plug-in failed on a node it was asked for, or an operator has two rules."""
+    """A rule or criterion of a plug-in failed when it was asked for, or two claim the same name."""
 
 
 class PluginWarning(UserWarning):
-    """A plug-in cannot be loaded; operators it may have had rules for are pinned."""
+    """A plug-in cannot be loaded: the rules or criteria it may have are missing."""
 
 
 class UsageError(OnnxPruneError):

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .allocate import Term
 from .axes import Axis, find, flatten
+from .budget import aligned, rounded
+from .dtypes import bits, dtypes
 from .facts import Contraction, Work
 from .graph import Node
 from .groups import Analysis
+from .parameters import element_bytes
+from .resources import Term
 from .selection import Selection
 from .truncation import Ranks, Truncation
 from .walk import Walk
-
-Kind: TypeAlias = Literal["macs", "params"]
 
 DENSE = Ranks()
 _STEPS = 16  # ranks looked at, of each end of a layer
@@ -29,72 +29,143 @@ _OPTIONS = 24  # pairs of them that are kept
 _LAYOUT = ("Transpose", "Identity")
 
 
+def _none() -> Axis:
+    """An axis that a dense layer has no positions of."""
+    return Axis("atom", 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Widths:
+    """What ranks add to a layer, as axes whose sizes are read off `of`: so costs stay sums of products.
+
+    Attributes:
+        dense: -1 where there are factors, whose cost is then not that of the dense layer.
+        first, last: channels between the first factor and the window, and between the window and the last.
+        reads, writes: those of the other end of the window, where it has the channels of the layer itself.
+        inside: both, where it has neither.
+    """
+
+    dense: Axis = field(default_factory=_none)
+    first: Axis = field(default_factory=_none)
+    last: Axis = field(default_factory=_none)
+    reads: Axis = field(default_factory=_none)
+    writes: Axis = field(default_factory=_none)
+    inside: Axis = field(default_factory=_none)
+
+    def of(self, ranks: Ranks) -> dict[Axis, int]:
+        first, last = ranks.inputs or 0, ranks.outputs or 0
+        return {
+            self.dense: -1 if ranks else 0,
+            self.first: first,
+            self.last: last,
+            self.reads: 0 if first else last,
+            self.writes: 0 if last else first,
+            self.inside: first * last,
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class LowRankLayer:
     """A node that multiplies with a learned matrix, or slides one over a window.
 
     Attributes:
         weight: the initializer that the matrix is made from.
+        step: of the node, as it is counted in `analysis.activations`.
         inner, outer: axes of what goes in and what comes out.
         kernel: sizes of the window.
-        others: with ``scale`` and these two the multiply-accumulates, but for the kernel.
+        others: axes of the positions the window takes; with the others of the multiply-accumulates.
         before: positions there are before the window slides, for each there is after it.
+        stored, computed: bytes of an element of the weight, and of the output.
     """
 
     weight: str
     node: Node
+    step: int
     inner: Axis
     outer: Axis
     kernel: tuple[int, ...]
     others: tuple[Axis, ...]
-    scale: int
     before: float
+    stored: float
+    computed: float
+    widths: Widths = field(default_factory=Widths)
 
-    def terms(self, ranks: Ranks, kind: Kind) -> tuple[Term, ...]:
-        """What the layer costs with these ranks."""
-        first, last = ranks.inputs, ranks.outputs
-        scale, others = (self.scale, self.others) if kind == "macs" else (1, ())
-        width = (first or 1) * (last or 1) * prod(self.kernel)
-        ends = ((self.inner,) if first is None else ()) + ((self.outer,) if last is None else ())
-        terms = [Term(scale * width, (*others, *ends))]
-        if first is not None:
-            terms.append(Term(scale * first * (self.before if kind == "macs" else 1), (*others, self.inner)))
-        if last is not None:
-            terms.append(Term(scale * last, (*others, self.outer)))
-        return tuple(terms)
+    def terms(self, name: str) -> list[Term]:
+        """What ranks add to what the model uses of a resource, by the axes of `widths`.
 
-    def cost(self, ranks: Ranks, kind: Kind, selection: Selection) -> int:
-        """`terms`, of what a selection leaves."""
-        terms = self.terms(ranks, kind)
-        return round(sum(t.scale * prod(selection.count(axis) for axis in t.axes) for t in terms))
+        The channels in the middle count in the memory of the whole layer, as if its input and its output were
+        there as well: no less than there is.
+        """
+        between, window = self.widths, prod(self.kernel)
+        if name == "memory":
+            where = (self.step, self.step)
+            return [
+                Term(self.computed * self.before, (*self.others, between.first), *where),
+                Term(self.computed, (*self.others, between.last), *where),
+            ]
+        scale = self.stored if name == "bytes" else 1.0
+        others, before = (self.others, self.before) if name == "macs" else ((), 1.0)
+        return [
+            Term(scale * window, (*others, self.inner, self.outer, between.dense)),
+            Term(scale * before, (*others, self.inner, between.first)),
+            Term(scale * window, (*others, self.inner, between.reads)),
+            Term(scale * window, (*others, between.writes, self.outer)),
+            Term(scale * window, (*others, between.inside)),
+            Term(scale, (*others, between.last, self.outer)),
+        ]
+
+    def extra(self, ranks: Ranks, name: str, selection: Selection) -> float:
+        """What ranks add to the use of a resource under a selection: less than nothing, where they save."""
+        if not ranks:
+            return 0.0
+        sizes = self.widths.of(ranks)
+        return sum(
+            term.scale * prod(sizes[axis] if axis in sizes else selection.count(axis) for axis in term.axes)
+            for term in self.terms(name)
+        )
+
+    def dense(self, name: str, selection: Selection) -> float:
+        """What the layer itself uses of a resource that is no memory for activations."""
+        term = self.terms(name)[0]
+        return term.scale * prod(selection.count(axis) for axis in term.axes if axis is not self.widths.dense)
 
     def fitting(self, ranks: Ranks, selection: Selection) -> Ranks:
-        """Ranks without a factor that is no narrower than what a selection leaves of the layer."""
+        """Ranks without a factor that is no narrower than what a selection leaves of the layer; none where
+        they save nothing there."""
         inner, outer = selection.count(self.inner), selection.count(self.outer)
         window = prod(self.kernel)
         first = ranks.inputs if ranks.inputs is not None and ranks.inputs < inner else None
         last = ranks.outputs
         if last is not None and last >= min(outer, (inner if first is None else first) * window):
             last = None
-        return Ranks(first, last)
+        found = Ranks(first, last)
+        saves = any(self.extra(found, name, selection) < 0 for name in ("macs", "params"))
+        return found if saves else DENSE
 
-    def candidates(self, multiple: int) -> tuple[list[int | None], list[int | None]]:
-        """Ranks at the two ends to look at, multiples of a number, None the last of each."""
+    def candidates(self, multiple: int | None) -> tuple[list[int | None], list[int | None]]:
+        """Ranks at the two ends to look at, None the last of each.
+
+        Args:
+            multiple: of which they are; None for what suits channels of a convolution, where it is one.
+        """
         window = prod(self.kernel)
         inner, outer = self.inner.size, self.outer.size
+
+        def ladder(most: float, steps: int, size: int) -> list[int | None]:
+            """Ranks below ``most``, evenly spaced, of an end of so many channels."""
+            spaced = [max(1, round(most * k / steps)) for k in range(1, steps)]
+            if multiple is not None:
+                spaced = [rounded(rank, multiple) for rank in spaced]
+            elif self.node.op == "Conv":
+                spaced = [aligned(rank, size) for rank in spaced]
+            return [*sorted({rank for rank in spaced if rank < most}), None]
+
         if window == 1:
-            most = inner * outer / (inner + outer)
-            return [None], [*_ladder(most, 2 * _STEPS, multiple), None]
+            return [None], ladder(inner * outer / (inner + outer), 2 * _STEPS, outer)
         return (
-            [*_ladder(min(inner, window * outer), _STEPS, multiple), None],
-            [*_ladder(min(window * inner, outer), _STEPS, multiple), None],
+            ladder(min(inner, window * outer), _STEPS, inner),
+            ladder(min(window * inner, outer), _STEPS, outer),
         )
-
-
-def _ladder(most: float, steps: int, multiple: int) -> list[int]:
-    """Ranks below ``most``, evenly spaced."""
-    wanted = {-(-max(1, round(most * k / steps)) // multiple) * multiple for k in range(1, steps)}
-    return sorted(rank for rank in wanted if rank < most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,25 +183,26 @@ class RankCurve:
 
 
 def rank_curve(
-    layer: LowRankLayer, truncation: Truncation, factor: float, multiple: int, kind: Kind
+    layer: LowRankLayer, truncation: Truncation, factor: float, multiple: int | None, names: Collection[str]
 ) -> RankCurve:
     """The options of a layer.
 
     Args:
         truncation: of its weight.
         factor: by what its error is taken times.
-        kind: the cost they are to save.
+        multiple: of which ranks are; see `LowRankLayer.candidates`.
+        names: of the resources they are to save: the shares of the layer that are left of each are summed.
     """
     whole = Selection({})
-    dense = layer.cost(DENSE, kind, whole)
+    dense = {name: layer.dense(name, whole) for name in names}
     found = []
     for ranks, error in truncation.errors(*layer.candidates(multiple)):
-        cost = layer.cost(ranks, kind, whole)
-        if cost < dense and layer.fitting(ranks, whole) == ranks:
+        cost = sum(layer.extra(ranks, name, whole) / dense[name] for name in names)
+        if cost < 0 and layer.fitting(ranks, whole) == ranks:
             found.append((error, cost, ranks))
     best: list[tuple[float, Ranks]] = []
-    least = dense
-    for error, cost, ranks in sorted(found):
+    least = 0.0
+    for error, cost, ranks in sorted(found, key=lambda each: each[:2]):
         if cost < least:
             best.append((error, ranks))
             least = cost
@@ -159,6 +231,9 @@ def find_layers(analysis: Analysis, ignored: Collection[str] = ()) -> dict[str, 
     outermost = {node.output[0] for node in graph.node if node.output}
     makers = {name: node for node in walk.nodes for name in node.outputs}
     works = {work.node.index: work for work in walk.work}
+    steps = {node.index: step for step, node in enumerate(walk.nodes)}
+    stored_as = {c.name: element_bytes(c) for c, _, _ in analysis.parameter_uses}
+    types = dtypes(walk)
     found = {}
     for contraction in walk.contractions:
         node = contraction.node
@@ -167,8 +242,14 @@ def find_layers(analysis: Analysis, ignored: Collection[str] = ()) -> dict[str, 
         for i, k in contraction.places:
             weight = _source(node.inputs[i], makers, reads)
             if weight in stored and reads[weight] == 1:
-                layer = _layer(walk, contraction, works[node.index], weight, i, k)
-                if layer is not None and not _names(layer).intersection(ignored):
+                shape = _shape(walk, contraction, works[node.index], i, k)
+                if shape is None or weight not in stored_as:
+                    continue
+                computed = bits(types[node.outputs[0]]) / 8
+                layer = LowRankLayer(
+                    weight, node, steps[node.index], *shape, stored=stored_as[weight], computed=computed
+                )
+                if not _names(layer).intersection(ignored):
                     found[weight] = layer
     return found
 
@@ -184,15 +265,15 @@ def _names(layer: LowRankLayer) -> set[str]:
     return {layer.weight, layer.node.proto.name, *layer.node.inputs, *layer.node.outputs} - {""}
 
 
-def _layer(
-    walk: Walk, contraction: Contraction, work: Work, weight: str, i: int, k: int
-) -> LowRankLayer | None:
-    """The layer whose input ``i`` is the weight, of which axis ``k`` is summed over; None if it is another
-    kind of layer."""
+def _shape(
+    walk: Walk, contraction: Contraction, work: Work, i: int, k: int
+) -> tuple[Axis, Axis, tuple[int, ...], tuple[Axis, ...], float] | None:
+    """Of the layer whose input ``i`` is the weight, of which axis ``k`` is summed over: ``inner`` to
+    ``before`` of `LowRankLayer`; None if it is another kind of layer."""
     node = contraction.node
     data = next((place for place in contraction.places if place[0] != i), None)
     types = walk.axes(node, i)
-    if data is None or len(types) < 2 or (len(types) > 2 and k != 1):
+    if data is None or work.scale != 1 or len(types) < 2 or (len(types) > 2 and k != 1):
         return None
     inner, outer = find(types[k]), find(types[1 - k])
     kernel = [axis.size for axis in types[2:]]
@@ -212,9 +293,4 @@ def _layer(
     if kernel:
         out = walk.axes_of.get(node.outputs[0]) or []
         before = prod(a.size for a in features[2:]) / max(1, prod(a.size for a in out[2:]))
-    return LowRankLayer(weight, node, inner, outer, tuple(kernel), tuple(left), work.scale, before)
-
-
-def extra(layer: LowRankLayer, ranks: Ranks, kind: Kind, selection: Selection) -> int:
-    """What ranks add to the cost of a selection: less than nothing, where they save."""
-    return layer.cost(ranks, kind, selection) - layer.cost(DENSE, kind, selection)
+    return inner, outer, tuple(kernel), tuple(left), before

@@ -29,7 +29,7 @@ class Consumer:
 
     Attributes:
         gram: H = U'U of what it reads, shape (K, K).
-        weight: W, shape (K, O); only WW' matters.
+        weight: W, shape (K, O); only WW' matters to `eliminate`.
         units: the unit each of the K positions belongs to, -1 for none of the group's.
         energy: of its outputs, for which errors are taken relative to it.
     """

@@ -1,29 +1,20 @@
-"""Importance of channels by the values of their weights: a registry of criteria."""
+"""Scores of units: added up over the weights they live on, and what is lost with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .axes import Axis, find
-from .errors import UsageError
 from .groups import Analysis
 
-Scores = NDArray[np.float64]
-# The importance of each element of a weight; a channel's is the sum over its group's members.
-Criterion = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-CRITERIA: dict[str, Criterion] = {
-    # Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, with the squared norm so that
-    # members of a group add up.
-    "l2": np.square,
-    "l1": np.abs,
-}
+Scores: TypeAlias = NDArray[np.float64]
+Weight: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -39,48 +30,90 @@ class Ranking:
     scores: dict[Axis, Scores]
     errors: dict[Axis, Scores]
 
+    def updated(self, other: Ranking) -> Ranking:
+        """``other`` for the groups it has, and this one for all others."""
+        return Ranking(self.scores | other.scores, self.errors | other.errors)
 
-def rank(analysis: Analysis, criterion: str) -> Ranking:
-    """Rank by the values of weights alone; the error is the fraction of a group's importance that goes.
 
-    Raises:
-        UsageError: there is no criterion of that name.
-    """
-    scores = score(analysis, criterion)
+def by_share(scores: dict[Axis, Scores]) -> Ranking:
+    """Groups compared by the share of their importance that goes."""
     errors = {}
     for axis, values in scores.items():
-        lost = np.concatenate([[0.0], np.cumsum(np.sort(values))])
+        lost = _lost(values)
         errors[axis] = lost / lost[-1] if lost[-1] > 0 else np.linspace(0, 1, len(lost))
     return Ranking(scores, errors)
 
 
-def score(analysis: Analysis, criterion: str) -> dict[Axis, Scores]:
-    """Importance of each unit of each group: shape (units,), larger is more important.
+def by_sum(scores: dict[Axis, Scores]) -> Ranking:
+    """Groups compared by the importance that goes, for scores that mean the same in each."""
+    return Ranking(scores, {axis: _lost(values) for axis, values in scores.items()})
 
-    Raises:
-        UsageError: there is no criterion of that name.
+
+def _lost(values: Scores) -> Scores:
+    return np.concatenate([[0.0], np.cumsum(np.sort(values))])
+
+
+class Tally:
+    """Importance of the units of each group, added up from positions of axes.
+
+    Attributes:
+        scores: the sums so far, shape (units,) for each group's axis.
     """
-    if criterion not in CRITERIA:
-        raise UsageError(f"there is no criterion '{criterion}'; choose one of {', '.join(sorted(CRITERIA))}")
-    importance = CRITERIA[criterion]
-    scores = {group.axis: np.zeros(group.size) for group in analysis.groups}
+
+    def __init__(self, analysis: Analysis) -> None:
+        self._analysis = analysis
+        self.scores: dict[Axis, Scores] = {group.axis: np.zeros(group.size) for group in analysis.groups}
+        self._counts: dict[Axis, Scores] = {axis: np.zeros(axis.size) for axis in self.scores}
+
+    def add(self, axis: Axis, values: NDArray[Any]) -> None:
+        """Add the importance of each position of ``axis`` to the units it needs."""
+        _spread(self.scores, axis, values)
+        _spread(self._counts, axis, np.ones(len(values)))
+
+    def add_weight(
+        self, axes: list[Axis], k: int, weight: Weight, along: Callable[[Weight, int], Scores]
+    ) -> None:
+        """Add what ``along(weight, k)`` finds for each position of axis ``k``, shape (positions,).
+
+        Of a weight of a grouped operator it is asked block by block, since each has units of its own there.
+        """
+        axis = find(axes[k])
+        if axis.kind == "ragged":
+            for part, block in zip(axis.parts, np.split(weight, len(axis.parts)), strict=True):
+                self.add(part, along(block, k))
+        elif axis.kind != "fix":
+            self.add(axis, along(weight, k))
+
+    def or_else(self, others: dict[Axis, Scores]) -> dict[Axis, Scores]:
+        """The sums, and ``others`` for groups with a unit that nothing was added to.
+
+        Groups of one pool, whose scores are compared, have all the ones or all the others.
+        """
+        found = dict(self.scores)
+        for pool in self._analysis.pools():
+            if not all(self._counts[group.axis].all() for group in pool):
+                found.update((group.axis, others[group.axis]) for group in pool)
+        return found
+
+
+def by_elements(analysis: Analysis, importance: Callable[[Weight], Weight]) -> dict[Axis, Scores]:
+    """The importance of each unit: that of all elements of all weights of its group, added up.
+
+    Args:
+        importance: of each element of a weight.
+    """
+    tally = Tally(analysis)
     for constant, _, axes in analysis.weight_uses():
-        typed = [find(axis) for axis in axes]
-        if all(axis.kind == "fix" for axis in typed):
-            continue
-        energy = importance(constant.value.astype(np.float32, copy=False))
-        for k, axis in enumerate(typed):
-            if axis.kind == "ragged":
-                for part, block in zip(axis.parts, np.split(energy, len(axis.parts)), strict=True):
-                    _spread(scores, part, _along(block, k))
-            elif axis.kind != "fix":
-                _spread(scores, axis, _along(energy, k))
-    return scores
+        if any(find(axis).kind != "fix" for axis in axes):
+            each = importance(constant.value.astype(np.float32, copy=False))
+            for k in range(len(axes)):
+                tally.add_weight(axes, k, each, _sums)
+    return tally.scores
 
 
-def _along(energy: NDArray[np.float32], k: int) -> Scores:
+def _sums(values: Weight, k: int) -> Scores:
     """The sum for each position of axis ``k``."""
-    return np.asarray(np.add.reduce(energy, axis=_others(energy.ndim, k), dtype=np.float64))
+    return np.asarray(np.add.reduce(values, axis=_others(values.ndim, k), dtype=np.float64))
 
 
 @cache

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from .axes import ONE, Axis, AxisMismatch, atom, fix, pin
-from .dynamic import RUN_TIME, once, symbol_of
+from .dynamic import RUN_TIME, once, static_axes, symbol_of
 from .errors import ModelError
 from .facts import Alone, Baked, Contraction, Linear, Normalisation, SameCount, SizesRead, Work
 from .graph import Array, Constant, Node, constant_of, folded, read_node, subgraphs, walk_graphs
@@ -154,11 +154,26 @@ class Walk:
         constant = self.constants.get(name)
         return self._dtype(name) if constant is None else constant.dtype
 
-    def _dtype(self, name: str) -> np.dtype[Any]:
+    def static_axes(self, name: str) -> Axes | None:
+        """Types of a computed tensor, without factors whose size is known only at run time."""
+        types = self.axes_of.get(name)
+        if types is None or self._twin is None:
+            return types
+        others = self._twin.axes_of.get(name)
+        if others is None or len(others) != len(types):
+            return None
+        return list(static_axes(types, others))
+
+    def declared_dtype(self, name: str) -> np.dtype[Any] | None:
+        """The dtype the model writes down for a tensor, if it does."""
+        if name in self._dtypes:
+            return self._dtypes[name]
         info = self._known_shapes.get(name)
-        if info is not None and name not in self._dtypes and info.type.tensor_type.elem_type:
-            return onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-        return self._dtypes.get(name, _FLOAT)
+        elem = info.type.tensor_type.elem_type if info is not None else 0
+        return onnx.helper.tensor_dtype_to_np_dtype(elem) if elem else None
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        return self.declared_dtype(name) or _FLOAT
 
     def is_constant(self, node: Node, i: int) -> bool:
         """Whether input ``i`` has one value, whatever the sizes known only at run time."""

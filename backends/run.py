@@ -6,10 +6,16 @@ from collections.abc import Sequence
 
 from ..analysis.errors import UsageError
 from ..analysis.model import Model
+from ..passes.clocks import CLOCKS
 from .base import Backend
+from .clock import stopwatch
 from .cpu import CpuArtifact, CpuBackend
 from .measure import Timing, compare
 from .onnxruntime import OnnxRuntimeBackend
+
+# What `plan` and `prune` can measure a budget of time on.
+CLOCKS["cpu"] = lambda dense: stopwatch(CpuBackend(), dense)
+CLOCKS["onnxruntime"] = lambda dense: stopwatch(OnnxRuntimeBackend(), dense)
 
 
 def compile(model: Model, target: str = "cpu", threads: int = 1) -> CpuArtifact:

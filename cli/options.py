@@ -12,6 +12,9 @@ import onnx_prune as api
 import typer
 
 from ..analysis.errors import UsageError
+from ..passes.criteria import CRITERIA
+from ..passes.options import TARGET
+from .amounts import budget, fraction, limits
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to read.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")]
@@ -25,25 +28,82 @@ Ratio = Annotated[
     ),
 ]
 Macs = Annotated[
-    str | None, typer.Option("--macs", metavar="PCT", help="Leave at most this share of the MACs: 50%.")
+    str | None,
+    typer.Option("--macs", metavar="BUDGET", help="Leave at most that many MACs: a share, 50%, or 200M."),
 ]
 Params = Annotated[
     str | None,
-    typer.Option("--params", metavar="PCT", help="Leave at most this share of the parameters: 50%."),
+    typer.Option("--params", metavar="BUDGET", help="Leave at most that many parameters: 50%, or 5M."),
+]
+Bytes = Annotated[
+    str | None,
+    typer.Option("--bytes", metavar="BUDGET", help="Leave at most that many bytes of weights: 50%, or 10MB."),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", metavar="BUDGET", help="Peak of the activations alive at once, at most: 50%, or 2MB."
+    ),
+]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        "--latency",
+        metavar="TIME",
+        help="What a run may take on --target, measured: 60%, or 4ms.",
+    ),
+]
+TimedOn = Annotated[
+    str | None,
+    typer.Option("--target", metavar="NAME", help="Where --latency is measured: cpu (TVM) or onnxruntime."),
+]
+AccuracyDrop = Annotated[
+    str | None,
+    typer.Option(
+        "--accuracy-drop",
+        metavar="PCT",
+        help="The largest cut that loses at most that many points of accuracy on labelled data: 1%.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="DATA",
+        help="Classes of the calibration inputs, to measure accuracy: FILE.npy or module:function.",
+    ),
 ]
 Multiple = Annotated[
-    int, typer.Option("--multiple", metavar="N", help="Round kept channels up to a multiple of N.")
+    int | None,
+    typer.Option(
+        "--multiple",
+        metavar="N",
+        help="Round kept channels up to a multiple of N; by default to what suits each axis, 1 for none.",
+    ),
 ]
 Ignore = Annotated[
     list[str] | None,
     typer.Option("--ignore", metavar="NAME", help="Leave this node, tensor or group whole. Repeatable."),
+]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=MIN:MAX",
+        help="How many units of the named groups stay: 8:32, 25%:75%, 25%:. Repeatable.",
+    ),
+]
+Exact = Annotated[
+    bool,
+    typer.Option("--exact", help="Share budgets out by integer programming, which takes up to a minute."),
 ]
 Criterion = Annotated[
     str | None,
     typer.Option(
         "--criterion",
         metavar="NAME",
-        help="How channels are ranked: obs (the default with --calibration), l2 (without) or l1.",
+        help="How channels are ranked: obs (the default with --calibration), l2 (without),"
+        f" {', '.join(sorted(CRITERIA.keys() - {'obs', 'l2'}))}, or one of a plug-in.",
     ),
 ]
 Recover = Annotated[
@@ -65,6 +125,20 @@ Calibration = Annotated[
 Samples = Annotated[
     int, typer.Option("--samples", metavar="N", min=1, help="Use at most that many calibration inputs.")
 ]
+Sensitivity = Annotated[
+    Path | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="FILE.json",
+        help="Share a budget out by measured curves: what 'onnx-prune sensitivity --json' wrote.",
+    ),
+]
+Steps = Annotated[
+    int,
+    typer.Option(
+        "--steps", metavar="N", min=1, help="Get there in N steps, and rank what is left again after each."
+    ),
+]
 Drop = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,8 +149,7 @@ LowRank = Annotated[
     bool,
     typer.Option(
         "--low-rank",
-        help="Where it costs less than removing channels, write layers as factors of lower rank"
-        " (with --macs or --params).",
+        help="Where it costs less than removing channels, write layers as factors of lower rank.",
     ),
 ]
 Export = Annotated[
@@ -96,48 +169,59 @@ Target = Annotated[str, typer.Option("--target", metavar="NAME", help="What to c
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run with.")]
 
 
-def percent(text: str | None, option: str) -> float | None:
-    """A share written as 50% or 50, as a fraction.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if text is None:
-        return None
-    try:
-        return float(text.strip().removesuffix("%")) / 100
-    except ValueError:
-        raise UsageError(f"{option} '{text}' is no percentage: write 50%") from None
-
-
 def _choice(
     ratio: Ratio = None,
     macs: Macs = None,
     params: Params = None,
-    multiple: Multiple = 1,
+    bytes_: Bytes = None,
+    memory: Memory = None,
+    latency: Latency = None,
+    target: TimedOn = None,
+    accuracy_drop: AccuracyDrop = None,
+    labels: Labels = None,
+    multiple: Multiple = None,
     ignore: Ignore = None,
+    limit: Limit = None,
+    exact: Exact = False,
     criterion: Criterion = None,
     recover: Recover = None,
     calibration: Calibration = None,
     samples: Samples = 256,
+    steps: Steps = 1,
     drop: Drop = None,
+    sensitivity: Sensitivity = None,
     low_rank: LowRank = False,
 ) -> api.Options:
     """What commands that choose channels are told, as the API takes it."""
-    given = sum(value is not None for value in (ratio, macs, params))
-    if given > 1 or not (given or drop):
-        raise UsageError("give exactly one of --ratio, --macs and --params (none with --drop alone)")
+    budgets = [value for value in (macs, params, bytes_, memory, latency, accuracy_drop) if value is not None]
+    if (ratio is not None and budgets) or not (ratio is not None or budgets or drop):
+        raise UsageError(
+            "give exactly one of --ratio and budgets, one or several: --macs, --params, --bytes, --memory,"
+            " --latency or --accuracy-drop (none with --drop alone)"
+        )
+    if target is not None and latency is None:
+        raise UsageError("--target says where --latency is measured, which is not given")
     return {
         "ratio": ratio,
-        "macs": percent(macs, "--macs"),
-        "params": percent(params, "--params"),
+        "macs": budget(macs, "macs"),
+        "params": budget(params, "params"),
+        "bytes": budget(bytes_, "bytes"),
+        "memory": budget(memory, "memory"),
+        "latency": latency,
+        "target": target or TARGET,
+        "accuracy_drop": fraction(accuracy_drop, "--accuracy-drop"),
+        "labels": labels,
         "multiple": multiple,
         "ignore": ignore or (),
+        "limits": limits(limit or ()),
+        "exact": exact,
         "criterion": criterion,
         "recover": recover,
         "calibration": calibration,
         "samples": samples,
+        "steps": steps,
         "drop": drop or (),
+        "sensitivity": sensitivity,
         "low_rank": "compete" if low_rank else None,
     }
 

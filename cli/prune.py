@@ -14,7 +14,17 @@ from ..analysis.report.summary import analysis_json, cost_json, recovery_json
 from ..passes.save import save_text
 from . import options
 from .app import app, examples
-from .show import check_outputs, console, emit, print_costs, report, say, step, verdict_json
+from .show import (
+    check_outputs,
+    console,
+    emit,
+    print_costs,
+    report,
+    say,
+    say_measured,
+    step,
+    verdict_json,
+)
 
 
 @app.command(
@@ -50,6 +60,7 @@ def plan(
     if export:
         save_text(api.export_lists(loaded, made), export)
     print_costs(before, after)
+    say_measured(made)
     removed = sum(entry.size - len(entry.keep) for entry in made.entries)
     factors = f", {len(made.ranks)} layers become factors of lower rank" if made.ranks else ""
     say(f"wrote {output}: {removed} channels of {len(made.entries)} groups go{factors}")
@@ -145,6 +156,7 @@ def carry_out(
             save_text(api.export_lists(loaded, result.plan), export)
         api.save(result.model, output)
     print_costs(result.before, result.after)
+    say_measured(result.plan)
     emit(
         json_,
         cost_json(result.before, result.after)
@@ -154,6 +166,8 @@ def carry_out(
             "recover": recovery_json(result.refits),
             "ranks": json.loads(result.plan.to_json()).get("ranks", {}),
             "calibration": result.calibration,
+            "latency": result.plan.options.get("latency"),
+            "accuracy": result.plan.options.get("accuracy"),
             "plan_digest": result.plan.digest,
             "seconds": result.seconds,
         },

@@ -88,6 +88,18 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def say_measured(plan: api.Plan) -> None:
+    """What was measured to find a plan, if anything was."""
+    time, accuracy = plan.options.get("latency"), plan.options.get("accuracy")
+    if time:
+        say(f"takes {time['ms']:.3g} ms on {time['target']}, {time['share']:.0%} of the dense model")
+    if accuracy:
+        where = "samples kept apart" if accuracy["apart"] else "samples that layers are fitted on too"
+        say(
+            f"accuracy {accuracy['after']:.2%}, of {accuracy['before']:.2%}, on {accuracy['samples']} {where}"
+        )
+
+
 def verdict_json(verdict: api.Verdict) -> dict[str, Any]:
     """A certificate for machines."""
     error = verdict.max_relative_error

@@ -38,3 +38,9 @@ def accuracy(run: Callable[[NDArray[np.float32]], NDArray[Any]], digits: Digits)
 def unlabelled(count: int = 200) -> NDArray[np.float32]:
     """Images to calibrate on, from those the models were trained on, without their labels."""
     return load_digits("train").images[:count]
+
+
+def labelled(count: int = 600) -> dict[str, NDArray[Any]]:
+    """Images to calibrate on and to measure accuracy on, and their labels; none of the test split."""
+    digits = load_digits("train")
+    return {"x": digits.images[:count], "labels": digits.labels[:count]}

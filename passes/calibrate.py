@@ -60,7 +60,7 @@ class Calibration:
 
 
 def open_calibration(
-    spec: Spec, model: Model, *, samples: int = SAMPLES, batch: int = 32, seed: int = 0
+    spec: Spec | Calibration, model: Model, *, samples: int = SAMPLES, batch: int = 32, seed: int = 0
 ) -> Calibration:
     """Inputs of a model from data, or without any; read through once to check them and count them.
 
@@ -71,7 +71,8 @@ def open_calibration(
         spec: a FILE.npz or .npy; a FOLDER of .npy and .npz files, a sample or a batch each, in sorted order;
             "module:function" or a function, which returns or yields batches (by input name, or as arrays
             for a single input) and gives the same ones each time; arrays by input name. None for synthetic
-            inputs. Arrays have the names of the model's inputs, or any for a single input.
+            inputs. Arrays have the names of the model's inputs, or any for a single input. A `Calibration`
+            is returned as it is.
         samples: at most that many are used.
         batch: samples in a run. A model that fixes that number gets its own, and what does not fill a run
             is left out.
@@ -80,6 +81,8 @@ def open_calibration(
     Raises:
         UsageError: the data is missing, or does not fit the model; the message says what to do.
     """
+    if isinstance(spec, Calibration):
+        return spec
     if samples < 1 or batch < 1:
         raise UsageError("calibration needs at least one sample, and batches of at least one")
     wanted = signature(model.proto)

@@ -13,6 +13,7 @@ Matrix = NDArray[np.float64]
 # Dampings tried, in units of the mean of the Gram matrix's diagonal: the one that fits held-out samples best
 # wins, so that few samples move the coefficients little.
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_MOST_DAMPING = 1e3
 _MANY = 1024  # rows
 _HELD_OUT = 4  # every so manieth batch
 
@@ -110,6 +111,11 @@ class Fit:
         """Features and outputs of the samples of a batch, by whose number it is held out; see `Gram.add`."""
         self._parts[batch % _HELD_OUT == _HELD_OUT - 1].add(features, wanted)
 
+    def error(self, weight: Matrix) -> float:
+        """The squared error of the outputs over their energy."""
+        parts = [part.finish() for part in self._parts]
+        return sum(part.error(weight) for part in parts) / (sum(part.energy for part in parts) or 1.0)
+
     @property
     def all(self) -> Gram:
         return self._parts[0].finish() + self._parts[1].finish()
@@ -137,14 +143,26 @@ class Fit:
 
 
 def ridge(gram: Gram, start: Matrix, damping: float) -> Matrix:
-    """argmin |U W - Y|^2 + damping * mean(diag U'U) * |W - start|^2 (Hoerl and Kennard, 1970)."""
+    """argmin |U W - Y|^2 + damping * mean(diag U'U) * |W - start|^2 (Hoerl and Kennard, 1970).
+
+    Where rounding leaves no unique solution the damping grows, and where nothing helps ``start`` is returned.
+    """
     size = gram.features.shape[1]
-    diagonal = np.einsum("gkk->gk", gram.features)
-    shift = damping * diagonal.mean(axis=1)
-    shift[shift == 0] = 1.0  # no input at all: any weight does
-    damped = gram.features + shift[:, None, None] * np.eye(size)
+    mean = np.einsum("gkk->gk", gram.features).mean(axis=1)
+    mean[mean == 0] = 1.0  # no input at all: any weight does
     right = gram.cross - gram.features @ start
-    if len(damped) > 1:
-        return start + np.linalg.solve(damped, right)
-    step: Matrix = scipy.linalg.solve(damped[0], right[0], assume_a="pos", overwrite_a=True)
-    return start + step
+    if not (np.isfinite(mean).all() and np.isfinite(right).all()):
+        return start
+    while damping <= _MOST_DAMPING:
+        damped = gram.features + (damping * mean)[:, None, None] * np.eye(size)
+        try:
+            step: Matrix = (
+                np.linalg.solve(damped, right)
+                if len(damped) > 1
+                else scipy.linalg.solve(damped[0], right[0], assume_a="pos", overwrite_a=True)
+            )
+        except np.linalg.LinAlgError:
+            damping *= 10
+        else:
+            return start + step
+    return start

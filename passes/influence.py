@@ -12,12 +12,31 @@ from pathlib import Path
 
 import numpy as np
 
+from ..analysis.criteria import Inputs
 from ..analysis.graph import Array
 from ..analysis.groups import Analysis
+from ..analysis.selection import Selection
 from .execute import Arrays
 from .stream import Stream
 
 _MOVE = 0.02  # of the squared distance between samples
+# Samples by which influence is measured; multiply-accumulates it may cost.
+_FEW = (8, 64)
+_EFFORT = 2e11
+
+
+def root_influences(
+    analysis: Analysis, tensors: Sequence[str], inputs: Inputs, folder: Path
+) -> dict[str, float]:
+    """The root of `influences` on some calibration inputs: it damps an estimate that is one of first order.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    once = analysis.macs(Selection({})) * len(tensors) / 2
+    samples = min(max(_FEW[0], int(_EFFORT / max(once, 1))), _FEW[1])
+    found = influences(analysis, tensors, _first(inputs.batches(), samples), folder)
+    return {name: value**0.5 for name, value in found.items()}
 
 
 def influences(
@@ -36,7 +55,7 @@ def influences(
     outputs = [name for name in analysis.walk.outputs if name in positions]
     end = len(stream.nodes)
     plain = list(stream.peek(end, outputs))
-    apart = sum(_distances([arrays[name] for arrays in plain]) for name in outputs)
+    apart = sum(distances([arrays[name] for arrays in plain]) for name in outputs)
     found: dict[str, float] = {}
     for name in sorted((t for t in tensors if t in positions), key=positions.__getitem__):
         for _ in stream.advance(positions[name] + 1, []):
@@ -60,14 +79,18 @@ def _answer(stream: Stream, name: str, plain: Sequence[Arrays], outputs: Sequenc
 
     total = 0.0
     for wanted, got in zip(plain, stream.peek(end, outputs, moved), strict=True):
-        total += sum(_squared(got[output], wanted[output]) for output in outputs)
+        total += sum(squared(got[output], wanted[output]) for output in outputs)
     return total
 
 
-def _distances(values: Sequence[Array]) -> float:
-    """Half the squared distances between each sample and another."""
+def distances(values: Sequence[Array]) -> float:
+    """Half the squared distances between each sample and another, summed.
+
+    Args:
+        values: of a tensor, batch by batch.
+    """
     return sum(
-        _squared(_other(value, values[(k + 1) % len(values)]), value) / 2 for k, value in enumerate(values)
+        squared(_other(value, values[(k + 1) % len(values)]), value) / 2 for k, value in enumerate(values)
     )
 
 
@@ -78,7 +101,18 @@ def _other(value: Array, following: Array) -> Array:
     return following if following.shape == value.shape else value
 
 
-def _squared(a: Array, b: Array) -> float:
+def squared(a: Array, b: Array) -> float:
+    """The squared distance of two tensors; 0 for what is not of floating point."""
     if a.dtype.kind not in "fV" or a.shape != b.shape:
         return 0.0
     return float(np.square(a.astype(np.float64) - b.astype(np.float64)).sum())
+
+
+def _first(batches: Iterator[Arrays], samples: int) -> Iterator[Arrays]:
+    """As many batches as have that many samples, and two at least where each has one."""
+    taken = 0
+    for arrays in batches:
+        yield arrays
+        taken += max((value.shape[0] for value in arrays.values() if value.ndim), default=1)
+        if taken >= samples:
+            return

@@ -97,6 +97,21 @@ class Layer:
         return w.reshape(self.shape)
 
     @property
+    def run(self) -> int:
+        """Input channels of a group: features that belong to one kernel position."""
+        kernel = self.shape[2:] if self.fact.form in ("window", "spread") else ()
+        return self.inputs // prod(kernel)
+
+    @property
+    def order(self) -> Rows:
+        """Features in an order that has the channels of each kernel position together."""
+        return np.arange(self.inputs).reshape(self.run, -1).T.ravel()
+
+    def columns(self, weight: Array) -> NDArray[np.float64]:
+        """The weight as sparsity patterns see it: (groups, O, K) in `order`; see `analysis.patterns`."""
+        return self.matrix(weight).transpose(0, 2, 1)[..., self.order]
+
+    @property
     def bias_scale(self) -> float:
         """By what the operator multiplies its bias."""
         return float(self.node.attrs.get("beta", 1.0)) if self.fact.form == "gemm" else 1.0

@@ -8,22 +8,24 @@ from pathlib import Path
 
 import onnx
 
+from ..analysis.criteria import L2, Criterion
 from ..analysis.errors import PlanError, UsageError
 from ..analysis.graph import constant_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
-from ..analysis.scores import CRITERIA
 from ..analysis.selection import Selection
 from ..analysis.truncation import Ranks
 from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import Calibration, Spec, open_calibration
-from .choose import FALLBACK, OBS
+from .choose import OBS
 from .cleanup import Cleanup
-from .factorize import check_ranks
+from .criteria import criterion_of
+from .factorize import Factorize, check_ranks
 from .fold import FoldConstants
 from .rank_curves import Places
+from .rank_fit import of_ranks
 from .recover import Refit, recover
 from .shrink import Shrink
 from .stretch import stretched, variants_for
@@ -41,32 +43,46 @@ def shrunk(model: Model, plan: Plan, analysis: Analysis | None = None) -> Model:
     return run_passes(model, [DropBlocks(plan.blocks), shrink, FoldConstants(), Cleanup()])
 
 
-def methods(criterion: str | None, recover: str | None, given: object) -> tuple[str, str]:
-    """The criterion and recovery to use: on data where some is ``given``, else on weights alone."""
-    measured = (OBS, RECOVERIES[0]) if given is not None else (FALLBACK, "none")
-    return criterion or measured[0], recover or measured[1]
+def methods(criterion: str | Criterion | None, recover: str | None, given: object) -> tuple[Criterion, str]:
+    """The criterion and recovery to use: on data where some is ``given``, else on weights alone.
+
+    Raises:
+        UsageError: there is no criterion of that name.
+    """
+    defaults = (OBS, RECOVERIES[0]) if given is not None else (L2, "none")
+    return criterion_of(criterion) if criterion else defaults[0], recover or defaults[1]
+
+
+def check_recovery(recover: str) -> None:
+    """Before any long work.
+
+    Raises:
+        UsageError: there is no recovery of that name.
+    """
+    if recover not in RECOVERIES:
+        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
 
 
 def calibrate(
-    model: Model, criterion: str, recover: str, given: Calibration | Spec, samples: int
+    model: Model, criterion: Criterion | None, recover: str, given: Calibration | Spec, samples: int
 ) -> Calibration | None:
     """The inputs to measure on: ``given`` itself, or what it names; None where nothing is measured.
 
+    Args:
+        criterion: None where nothing is ranked.
+
     Raises:
-        UsageError: there is no criterion or recovery of that name, or the data does not fit the model.
+        UsageError: there is no recovery of that name, or the data does not fit the model.
     """
-    criteria = [OBS, *sorted(CRITERIA)]
-    if criterion and criterion not in criteria:
-        raise UsageError(f"there is no criterion '{criterion}'; choose one of {', '.join(criteria)}")
-    if recover not in RECOVERIES:
-        raise UsageError(f"there is no recovery '{recover}'; choose one of {', '.join(RECOVERIES)}")
-    if criterion != OBS and recover == "none":
+    check_recovery(recover)
+    measures = criterion is not None and criterion.measures
+    if not measures and recover == "none":
         if given is not None:
             raise UsageError(
                 "calibration inputs have no use: neither criterion nor recovery measures anything"
             )
         return None
-    return given if isinstance(given, Calibration) else open_calibration(given, model, samples=samples)
+    return open_calibration(given, model, samples=samples)
 
 
 def recovery_of(plan: Plan) -> str:
@@ -107,7 +123,7 @@ def refitted(
             Path(folder),
             progress=lambda name: progress(f"fit {name}"),
             variants=variants,
-            ranks=ranks,
+            solver=of_ranks(ranks),
         )
 
 
@@ -127,6 +143,37 @@ def ranks_in(model: Model, smaller: Model, plan: Plan, analysis: Analysis | None
             raise PlanError(f"the plan takes '{weight}' apart, which is no weight of a layer that can be")
         check_ranks(weight, places.facts[weight], places.shape(weight), ranks)
     return {places.name(weight): ranks for weight, ranks in plan.ranks.items()}
+
+
+def carried_out(model: Model, plan: Plan, calibration: Calibration | None = None) -> Model:
+    """What a plan makes of a model.
+
+    Args:
+        calibration: what layers are fitted again on, where the plan says so; they are not without.
+
+    Raises:
+        PlanError, UsageError, ModelError: as `shrunk` and `finished`.
+    """
+    return finished(model, shrunk(model, plan), plan, calibration)
+
+
+def finished(
+    model: Model,
+    smaller: Model,
+    plan: Plan,
+    calibration: Calibration | None,
+    analysis: Analysis | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Model:
+    """``smaller``, what `shrunk` made, fitted again where the plan says so and with the ranks it has.
+
+    Raises:
+        PlanError, UsageError, ModelError: as `ranks_in` and `refitted`.
+    """
+    ranks = ranks_in(model, smaller, plan, analysis)
+    if calibration is not None and recovery_of(plan) != "none":
+        smaller = refitted(model, smaller, plan, calibration, analysis, progress)[0]
+    return run_passes(smaller, [Factorize(ranks)]) if ranks else smaller
 
 
 def difference(wanted: onnx.ModelProto, got: onnx.ModelProto) -> str:

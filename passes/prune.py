@@ -6,63 +6,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
 from ..analysis.cost import Cost, measure
-from ..analysis.errors import PlanError
 from ..analysis.export import index_lists, to_json
 from ..analysis.groups import Analysis, analyze
-from ..analysis.lowrank import RankCurve
 from ..analysis.model import Model
-from ..analysis.plan import Goal, Plan, make_plan
-from ..analysis.scores import Ranking, rank
+from ..analysis.plan import Plan
 from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import SAMPLES, Calibration
 from .calibrate import Spec as CalibrationSource
-from .choose import FALLBACK, OBS, rank_measured, weighed_statistics
 from .contract import both, certify_factors, certify_same, contracted
 from .factorize import Factorize
-from .pipeline import calibrate, difference, methods, ranks_in, recovery_of, refitted, shrunk
-from .rank_curves import Places
+from .options import Options, Request, read_text
+from .pipeline import calibrate, difference, finished, ranks_in, recovery_of, refitted, shrunk
+from .planner import Planner
 from .recover import Refit
+from .search import prepared
 from .verify import Verdict, certify
 
 T = TypeVar("T")
-
-
-class GoalOptions(TypedDict, total=False):
-    """What to reach: exactly one budget, and what is to be left alone; see `analysis.plan.Goal`."""
-
-    ratio: float | None
-    macs: float | None
-    params: float | None
-    multiple: int
-    ignore: Sequence[str]
-    low_rank: str | None
-
-
-class Options(GoalOptions, total=False):
-    """What `plan` and `prune` take by keyword.
-
-    Attributes:
-        criterion: how channels are ranked: "obs" by what their removal costs on calibration inputs once the
-            rest is fitted again (`analysis.obs`), or a name in `analysis.scores.CRITERIA` by their weights.
-            None is "obs" where calibration inputs are given, and "l2" where not.
-        recover: what `apply` does with the weights that stay: "least-squares" fits them again, "none" leaves
-            them. None is "least-squares" where calibration inputs are given, and "none" where not.
-        calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
-        samples: how many of them are used at most.
-        low_rank: "compete" to write layers as factors of lower rank where that costs less than removing
-            channels, "only" with all channels kept; None for no. Budgets are ``macs`` or ``params`` then.
-        drop: ids of residual blocks that go whole (`Analysis.blocks`); with them alone no channel goes.
-    """
-
-    criterion: str | None
-    recover: str | None
-    calibration: Calibration | CalibrationSource
-    samples: int
-    drop: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -95,29 +59,6 @@ def _silent(step: str) -> None:
     """Tell nobody of progress."""
 
 
-@dataclass(frozen=True)
-class _Request:
-    """`Options`, taken apart."""
-
-    goal: Goal
-    criterion: str
-    recover: str
-    calibration: Calibration | CalibrationSource
-    samples: int
-    drop: tuple[str, ...]
-
-    @staticmethod
-    def of(options: Options) -> _Request:
-        left: dict[str, Any] = dict(options)
-        calibration = left.pop("calibration", None)
-        criterion, recover = methods(left.pop("criterion", None), left.pop("recover", None), calibration)
-        samples, drop = left.pop("samples", SAMPLES), tuple(left.pop("drop", ()))
-        left["ignore"] = tuple(left.get("ignore", ()))
-        if drop and all(left.get(budget) is None for budget in Goal.BUDGETS):
-            left["ratio"] = 0.0
-        return _Request(Goal(**left), criterion, recover, calibration, samples, drop)
-
-
 def plan(
     model: Model | Analysis,
     *,
@@ -128,42 +69,22 @@ def plan(
 
     Args:
         progress: called with the name of each step as it begins.
-        options: see `Options`, and `analysis.plan.Goal` for the budgets.
+        options: see `Options`.
 
     Example:
         ``plan(model, ratio=0.5)`` removes half the units of every group, ``plan(model, macs=0.4)`` leaves
-        at most 40 % of the multiply-accumulates.
+        at most 40 % of the multiply-accumulates, ``plan(model, macs=0.5, bytes=2_000_000)`` at most half of
+        them and two megabytes of weights, ``plan(model, latency="4ms", target="onnxruntime")`` what runs in
+        4 ms there.
 
     Raises:
         UsageError: an argument is out of range or names something unknown.
         PlanError: nothing can be removed, or the budget cannot be met.
+        BackendError: time is to be measured on a target whose runtime is missing.
     """
-    request = _Request.of(options)
     analysis = model if isinstance(model, Analysis) else analyze(model)
-    whole, goal = analysis, request.goal
-    curves: tuple[RankCurve, ...] = ()
-    if request.drop:
-        analysis = analyze(DropBlocks(request.drop)(whole.model))
-        goal = goal.as_share_of(whole, analysis)
-    goal.check(analysis)
-    inputs = calibrate(whole.model, request.criterion, request.recover, request.calibration, request.samples)
-    how: dict[str, object] = {"criterion": request.criterion, "recover": request.recover}
-    if inputs is not None:
-        how["calibration"] = {"source": inputs.source, "digest": inputs.digest}
-    places = Places.of(analysis, ignored=goal.ignore) if goal.low_rank is not None else None
-    statistics = None
-    if request.criterion == OBS and goal.ratio != 0 and inputs is not None:
-        keys = [layer.node.key for layer in places.layers.values()] if places else []
-        statistics = weighed_statistics(analysis, inputs, progress=progress, layers=keys)
-    if goal.low_rank == "only":
-        ranking = Ranking({}, {})
-    elif statistics is not None:
-        ranking = rank_measured(analysis, statistics, progress)
-    else:  # blocks alone go where the ratio is 0, and nothing is ranked
-        ranking = rank(analysis, FALLBACK if request.criterion == OBS else request.criterion)
-    if places is not None:
-        curves = tuple(places.curves(statistics, goal.budget()[0], goal.multiple, progress))
-    return replace(make_plan(analysis, goal, ranking, how, curves), blocks=request.drop)
+    request, search = prepared(Request.of(options), analysis)
+    return search(Planner.of(analysis, request, progress), progress)
 
 
 def apply(
@@ -188,11 +109,8 @@ def apply(
         UsageError: the calibration inputs are not those of the plan.
     """
     smaller = shrunk(model, plan, analysis)
-    ranks = ranks_in(model, smaller, plan, analysis)
-    inputs = calibrate(model, "", recovery_of(plan), calibration, samples)
-    if inputs is not None:
-        smaller = refitted(model, smaller, plan, inputs, analysis, progress)[0]
-    return run_passes(smaller, [Factorize(ranks)])
+    inputs = calibrate(model, None, recovery_of(plan), calibration, samples)
+    return finished(model, smaller, plan, inputs, analysis, progress)
 
 
 def verify(
@@ -246,7 +164,7 @@ def prune(
     Raises:
         UsageError, PlanError: as `plan`.
     """
-    request = _Request.of(options)
+    request = Request.of(options)
     recover = request.recover
     seconds: dict[str, float] = {}
 
@@ -259,16 +177,17 @@ def prune(
 
     analysis = timed("analyze", lambda: analyze(model))
     if not request.drop:  # before any long work
-        request.goal.check(analysis)
+        request.check(analysis)
+    request, search = prepared(request, analysis)
     inputs = timed(
         "calibrate",
         lambda: calibrate(model, request.criterion, recover, request.calibration, request.samples),
     )
-    measured: Options = {**options, "criterion": request.criterion, "recover": recover, "calibration": inputs}
-    chosen = timed("plan", lambda: plan(analysis, progress=progress, **measured))
+    request = replace(request, calibration=inputs)
+    chosen = timed("plan", lambda: search(Planner.of(analysis, request, progress), progress))
     smaller = timed("apply", lambda: shrunk(model, chosen, analysis))
-    ranks = ranks_in(model, smaller, chosen, analysis)
     verdict = timed("verify", lambda: certify(model, smaller, chosen, analysis=analysis)) if check else None
+    ranks = ranks_in(model, smaller, chosen, analysis)
     refits: tuple[Refit, ...] = ()
     if recover != "none" and inputs is not None:
         smaller, refits = timed(
@@ -322,9 +241,4 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         PlanError: the file cannot be read, or is no plan.
     """
-    try:
-        return Plan.from_json(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(
-            f"cannot read the plan '{path}': {getattr(error, 'strerror', None) or error}"
-        ) from None
+    return Plan.from_json(read_text(path, "plan"))

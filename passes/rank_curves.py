@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..analysis.facts import Linear
 from ..analysis.groups import Analysis, analyze
-from ..analysis.lowrank import Kind, LowRankLayer, RankCurve, find_layers, rank_curve
+from ..analysis.lowrank import LowRankLayer, RankCurve, find_layers, rank_curve
 from ..analysis.model import Model
 from ..analysis.truncation import Truncation
 from .base import run_passes
@@ -17,6 +17,7 @@ from .fold import FoldConstants
 from .layers import Layer
 from .statistics import Statistics
 
+FOLD = (FoldConstants(), Cleanup())
 # Errors of lower rank count that much beside errors of removed channels. What a layer loses is what varies
 # least, and what comes after it, fitted in its turn, answers to that less than to a move towards another
 # sample, by which influence is measured: on three trained models two to five times less (docs/factorize.md).
@@ -47,7 +48,7 @@ class Places:
             folded: the model, or what is left of it, after folding; made when None.
             ignored: names of nodes and tensors whose layers are left out.
         """
-        after = analyze(folded or run_passes(analysis.model, [FoldConstants(), Cleanup()]))
+        after = analyze(folded or run_passes(analysis.model, FOLD))
         layers = find_layers(analysis, ignored)
         facts = dict(_counterparts(analysis, after, layers))
         return Places({weight: layers[weight] for weight in facts}, facts, after)
@@ -64,15 +65,15 @@ class Places:
     def curves(
         self,
         statistics: Statistics | None,
-        kind: Kind,
-        multiple: int = 1,
+        names: Collection[str],
+        multiple: int | None = None,
         progress: Callable[[str], None] = lambda step: None,
     ) -> Iterator[RankCurve]:
-        """The error of each layer against its rank, for ranks that are multiples of a number.
+        """The error of each layer against its rank, for the ranks that `LowRankLayer.candidates` says.
 
         Args:
             statistics: of what layers read; by their weights alone when None.
-            kind: the cost that ranks are to save.
+            names: of the resources that ranks are to save.
         """
         for weight, layer in self.layers.items():
             progress(f"lower the rank of {weight}")
@@ -83,7 +84,7 @@ class Places:
             factor = _ONCE if statistics is None else _MADE_UP * statistics.influence(layer.node.key)
             truncation = Truncation(matrix, channels(fact, constant.shape), gram)
             if truncation.energy > 0:
-                yield rank_curve(layer, truncation, factor, multiple, kind)
+                yield rank_curve(layer, truncation, factor, multiple, names)
 
 
 def _counterparts(

@@ -9,28 +9,25 @@ fitted to the sum, and makes up for what went wrong before.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 
-from ..analysis.facts import Linear
-from ..analysis.graph import Array, Node, array_of, constant_of, tensor_of
+from ..analysis.graph import Array, array_of, tensor_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.selection import Selection
-from ..analysis.truncation import Ranks, Truncation
+from ..analysis.threads import threads_for
 from .execute import Arrays
-from .factorize import channels
-from .gram import Fit, Gram, Matrix
-from .layers import Layer, can_be_read
+from .gram import Fit, Matrix
+from .places import Place, find_places
+from .reach import first_readers
 from .statistics import drawn_rows
-from .stream import Stream, read_by
+from .stream import THREADS, Stream
 
 LEAST_ROWS = 16384
 ROWS_A_FEATURE = 6
@@ -46,21 +43,13 @@ class Refit:
     after: float
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A layer of the pruned model that can be fitted."""
+# New coefficients of a layer, bias included, from what was measured and those there are; None: they stay.
+Solver = Callable[[Place, Fit, Matrix], Matrix | None]
 
-    fact: Linear
-    node: Node
-    layer: Layer
-    position: int  # in the pruned model
-    dense: int  # in the dense one
-    weight: str
-    bias: str | None  # its name, new where the node has none yet; None where there can be none
-    shifts: frozenset[str]  # outputs of nodes that add a term to be fitted
-    sum: tuple[str, str, int] | None = (
-        None  # a sum it goes into, the other operand, the sum's place when dense
-    )
+
+def least_squares(place: Place, fit: Fit, start: Matrix) -> Matrix | None:
+    """The coefficients that fit best."""
+    return None if fit.error(start) < _SAME else fit.solve(start)
 
 
 def recover(
@@ -72,7 +61,9 @@ def recover(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
     variants: int = 0,
-    ranks: Mapping[str, Ranks] = MappingProxyType({}),
+    solver: Solver = least_squares,
+    nearest: bool = False,
+    threads: int = THREADS,
 ) -> tuple[Model, tuple[Refit, ...]]:
     """Fit the layers of ``pruned`` again, which keeps ``selection`` of the analysed dense model.
 
@@ -80,18 +71,23 @@ def recover(
         folder: for activations on disk; emptied by the caller.
         progress: called with the name of each layer.
         variants: of every batch that follow it, and are held out with it.
-        ranks: of weights that are to become factors (`passes.factorize`), by name. They are fitted with that
-            rank, and layers after them make up for what is lost.
+        solver: how the coefficients of a layer are found.
+        nearest: fit only the layers that read what was cut (`passes.reach`), for what one cut does by itself.
+        threads: to run the models with.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of the models on these inputs.
     """
-    dense = Stream(analysis.model.proto, batches(), folder / "dense")
-    small = Stream(pruned.proto, batches(), folder / "pruned")
+    dense = Stream(analysis.model.proto, batches(), folder / "dense", threads)
+    small = Stream(pruned.proto, batches(), folder / "pruned", threads)
     done = []
     new: dict[str, Array] = {}
     inputs: dict[int, tuple[int, str]] = {}
-    places = _places(analysis, pruned, dense, small)
+    walk = analyze(pruned).walk
+    places = find_places(walk, pruned, dense, small)
+    if nearest:
+        reached = first_readers(walk, analysis.walk, selection, {p.node.key: p.fact for p in places})
+        places = [place for place in places if place.node.key in reached]
     furthest = 0  # the dense model may run its layers in another order
     for place in places:
         furthest = max(furthest, place.dense + 1)
@@ -100,8 +96,8 @@ def recover(
             dense.hold(place.sum[0], furthest)
     for place in places:
         progress(place.node.name)
-        rank = ranks.get(place.weight, Ranks())
-        refit = _Refitter(analysis, selection, dense, small, place, seed, variants, rank).run()
+        with threads_for(place.layer.inputs):
+            refit = _Refitter(analysis, selection, dense, small, place, seed, variants, solver).run()
         if refit is None:
             continue
         told, values = refit
@@ -136,92 +132,6 @@ def _set_input(node: onnx.NodeProto, i: int, name: str) -> None:
     node.input[i] = name
 
 
-def _places(analysis: Analysis, pruned: Model, dense: Stream, small: Stream) -> list[_Place]:
-    """Layers in the order in which the pruned model runs them."""
-    reads = Counter(name for node in small.nodes for name in read_by(node))
-    positions = {node.output[0]: k for k, node in enumerate(small.nodes)}
-    before = {node.output[0]: k for k, node in enumerate(dense.nodes)}
-    outputs = {output.name for output in pruned.proto.graph.output}
-    walk = analyze(pruned).walk
-    linears = [fact for fact in walk.linears if fact.node.inputs[fact.data] in small.dependent]
-    shifts = frozenset(
-        fact.node.outputs[0]
-        for fact in linears
-        if fact.form == "shift"
-        and (term := fact.node.inputs[fact.weight]) in small.weights
-        and reads[term] == 1
-        and len(small.weights[term].dims) == 1
-        and small.weights[term].dims[0] > 1
-    )
-    sizes = {name: [a.size for a in axes] for name, axes in walk.axes_of.items() if axes is not None}
-    found = []
-    for fact in linears:
-        node, key = fact.node, fact.node.outputs[0]
-        weight = node.inputs[fact.weight]
-        # What was folded into the node since has given it the name of its own output.
-        if key not in positions or key not in before or not can_be_read(fact):
-            continue
-        if weight not in small.weights or reads[weight] > 1:
-            continue  # a weight in use elsewhere stays what it is
-        constant = constant_of(small.weights[weight])
-        shape = tuple(constant.shape)
-        matrix = fact.form in ("window", "spread", "rows", "columns", "gemm")
-        if (matrix and len(shape) < 2) or (fact.form in ("rows", "columns") and len(shape) != 2):
-            continue
-        if fact.form in ("scale", "shift") and (len(shape) != 1 or shape[0] < 2):
-            continue
-        bias = _bias(fact, node, small, reads, outputs)
-        layer = Layer(fact, node, shape)
-        if fact.form == "scale" and bias is None and fact.bias is not None and node.has(fact.bias):
-            continue
-        total = _sum_with_known(key, small, positions, before, shifts, outputs, sizes)
-        found.append(_Place(fact, node, layer, positions[key], before[key], weight, bias, shifts, total))
-    return sorted(found, key=lambda place: place.position)
-
-
-def _sum_with_known(
-    key: str,
-    small: Stream,
-    positions: dict[str, int],
-    before: dict[str, int],
-    shifts: frozenset[str],
-    outputs: set[str],
-    sizes: dict[str, list[int]],
-) -> tuple[str, str, int] | None:
-    """A sum of the layer's result with something that is known by then, as of a branch with its skip path.
-
-    Fitting the sum and not the branch makes up for what went wrong before.
-    """
-    operand = key
-    for _ in range(2):
-        readers = [node for node in small.nodes[positions[key] + 1 :] if operand in read_by(node)]
-        if operand in outputs or len(readers) != 1 or readers[0].op_type != "Add":
-            return None
-        total = readers[0].output[0]
-        if total not in shifts:
-            break
-        operand = total
-    others = [name for name in readers[0].input if name != operand]
-    if len(others) != 1 or total not in before or total in shifts:
-        return None
-    if sizes.get(total) != sizes.get(key):
-        return None  # the sum broadcasts
-    known = positions.get(others[0], len(small.nodes)) < positions[key]
-    return (total, others[0], before[total]) if known else None
-
-
-def _bias(fact: Linear, node: Node, small: Stream, reads: Counter[str], outputs: set[str]) -> str | None:
-    if fact.bias is None:
-        return None
-    if not node.has(fact.bias):
-        return f"{node.key}.bias" if fact.form in ("window", "spread", "gemm") else None
-    name = node.inputs[fact.bias]
-    if name not in small.weights or reads[name] > 1:
-        return None
-    shape = tuple(small.weights[name].dims)
-    return name if len(shape) == 1 and shape[0] > 1 else None
-
-
 class _Refitter:
     def __init__(
         self,
@@ -229,14 +139,14 @@ class _Refitter:
         selection: Selection,
         dense: Stream,
         small: Stream,
-        place: _Place,
+        place: Place,
         seed: int,
         variants: int,
-        ranks: Ranks,
+        solver: Solver,
     ) -> None:
         self.analysis, self.selection, self.seed = analysis, selection, seed
         self.dense, self.small, self.place, self.variants = dense, small, place, variants
-        self.ranks = ranks
+        self.solver = solver
 
     def run(self) -> tuple[Refit, dict[str, Array]] | None:
         place, layer = self.place, self.place.layer
@@ -254,28 +164,11 @@ class _Refitter:
                 ones = np.ones((*features.shape[:2], 1), np.float32)
                 features = np.concatenate([features, ones], axis=2)
             fit.add(features, layer.outputs_at(y, rows), batch // (1 + self.variants))
-        gram = fit.all
-        energy = gram.energy or 1.0
-        error = gram.error(start) / energy
-        if error < _SAME and not self.ranks:
+        solved = self.solver(place, fit, start)
+        if solved is None:
             return None
-        solved = fit.solve(start)
-        if self.ranks:
-            solved = self._of_rank(solved, gram)
         values = self._values(weight, solved[:, : layer.inputs], solved[:, layer.inputs :].reshape(-1))
-        return Refit(place.node.name, error, gram.error(solved) / energy), values
-
-    def _of_rank(self, solved: Matrix, gram: Gram) -> Matrix:
-        """The nearest coefficients of the wanted ranks; a bias goes along with what is lost on average."""
-        layer, products = self.place.layer, gram.features[0]
-        count, weight = layer.inputs, solved[0, : layer.inputs]
-        seen = products[:count, :count]
-        bias = solved[0, count:]  # a row, or none
-        mean = products[count:, :count] / max(1, gram.rows)
-        seen = seen - gram.rows * mean.T @ mean
-        inputs = channels(self.place.fact, layer.shape)
-        lower = Truncation(weight, inputs, seen).factors(self.ranks).product()
-        return np.concatenate([lower, bias + mean @ (weight - lower)])[None]
+        return Refit(place.node.name, fit.error(start), fit.error(solved)), values
 
     def _values(self, weight: Array, matrix: Matrix, bias: Matrix) -> dict[str, Array]:
         """The new weight and bias by name."""

@@ -1,4 +1,4 @@
-"""What the consumers of every group read, measured on calibration inputs: the ground of choosing by OBS."""
+"""What the consumers of every group read, measured on calibration inputs; what criteria go by."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..analysis.graph import Array
 from ..analysis.groups import Analysis
 from ..analysis.obs import Consumer
 from ..analysis.selection import units_along
+from ..analysis.threads import threads_for
 from .execute import Arrays
 from .gram import Matrix, Rows
 from .layers import Layer, can_be_read
@@ -35,7 +36,7 @@ def drawn_rows(count: int, wanted: int, seed: Sequence[int]) -> NDArray[np.int64
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Sums of features and their products, shape (groups, K) and (groups, K, K)."""
 
     sums: Matrix
@@ -44,8 +45,8 @@ class _Moments:
     _waiting: Rows = field(default_factory=Rows)
 
     @staticmethod
-    def empty(groups: int, inputs: int) -> _Moments:
-        return _Moments(np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs), np.float32))
+    def empty(groups: int, inputs: int) -> Moments:
+        return Moments(np.zeros((groups, inputs)), np.zeros((groups, inputs, inputs), np.float32))
 
     def add(self, features: NDArray[np.float32]) -> None:
         self._sum(self._waiting.gather(features))
@@ -54,7 +55,8 @@ class _Moments:
         if features is None:
             return
         self.sums += features.sum(axis=1, dtype=np.float64)
-        self.products += features.transpose(0, 2, 1) @ features
+        with threads_for(features.shape[2]):
+            self.products += features.transpose(0, 2, 1) @ features
         self.rows += features.shape[1]
 
     def gram(self, g: int, centred: bool) -> Matrix:
@@ -72,9 +74,9 @@ class _Probe:
     position: int
     output: str
     tensors: tuple[str, ...]
-    moments: tuple[_Moments, ...]
+    moments: tuple[Moments, ...]
     add: Callable[[Arrays, int], None]
-    consumers: Callable[[Axis], Iterator[Consumer]]
+    consumers: Callable[[Axis, bool], Iterator[Consumer]]
     atoms: frozenset[Axis]
 
 
@@ -102,8 +104,12 @@ class Statistics:
         """By what errors of an output are taken times."""
         return self._influence.get(output, 1.0)
 
-    def consumers(self, axis: Axis) -> list[Consumer]:
-        """What reads the units of a group's axis."""
+    def consumers(self, axis: Axis, centred: bool = True) -> list[Consumer]:
+        """What reads the units of a group's axis.
+
+        Args:
+            centred: take features around their means where a bias makes up for these.
+        """
         return [
             replace(
                 consumer,
@@ -111,7 +117,7 @@ class Statistics:
             )
             for probe in self._probes
             if axis in probe.atoms
-            for consumer in probe.consumers(axis)
+            for consumer in probe.consumers(axis, centred)
         ]
 
 
@@ -128,7 +134,7 @@ def collect(
     Args:
         folder: for activations on disk; emptied by the caller.
         samples: how many samples there will be, by which rows are shared out.
-        layers: outputs of nodes that are measured in any case.
+        layers: outputs of nodes that are measured although no group is read there.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model on these inputs.
@@ -205,10 +211,33 @@ def _of_weight(
     reached = frozenset(atom for units in along for atom in units if atom in atoms)
     if not reached and not always:
         return None
-    moments = _Moments.empty(layer.groups, layer.inputs)
-    wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * layer.inputs) // batches)
-    data = node.inputs[fact.data]
-    sizes = [a.size for a in walk.axes_of[node.outputs[0]] or ()]
+    moments, add = _reader(analysis, fact, layer, position, batches, seed)
+
+    def consumers(atom: Axis, centred: bool) -> Iterator[Consumer]:
+        matrix = layer.matrix(constant.value)
+        for g, units in enumerate(along):
+            if atom in units:
+                gram = moments.gram(g, centred and has_bias(fact))
+                each = matrix.shape[1] // len(units[atom])  # kernel positions of a channel
+                energy = float(np.einsum("ko,kl,lo->", matrix[g], gram, matrix[g], optimize=True))
+                yield Consumer(gram, matrix[g], np.repeat(units[atom], each), energy)
+
+    return _Probe(position, node.outputs[0], (node.inputs[fact.data],), (moments,), add, consumers, reached)
+
+
+def has_bias(fact: Linear) -> bool:
+    """Whether a bias takes up the mean of what a layer reads: its own, or one that is mostly added next."""
+    return fact.bias is not None or fact.form in ("rows", "columns")
+
+
+def _reader(
+    analysis: Analysis, fact: Linear, layer: Layer, position: int, batches: int, seed: int
+) -> tuple[Moments, Callable[[Arrays, int], None]]:
+    """Moments of what a layer reads, and what adds to them from the tensors of a batch."""
+    moments = Moments.empty(layer.groups, layer.inputs)
+    wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * layer.inputs) // max(1, batches))
+    data = fact.node.inputs[fact.data]
+    sizes = [a.size for a in analysis.walk.axes_of[fact.node.outputs[0]] or ()]
 
     def add(arrays: Arrays, batch: int) -> None:
         x = arrays[data]
@@ -217,16 +246,20 @@ def _of_weight(
         rows = drawn_rows(layer.count(y), wanted, (seed, position, batch))
         moments.add(layer.features_at(x, rows, y))
 
-    def consumers(atom: Axis) -> Iterator[Consumer]:
-        matrix = layer.matrix(constant.value)
-        for g, units in enumerate(along):
-            if atom in units:
-                gram = moments.gram(g, centred=fact.bias is not None or fact.form in ("rows", "columns"))
-                each = matrix.shape[1] // len(units[atom])  # kernel positions of a channel
-                energy = float(np.einsum("ko,kl,lo->", matrix[g], gram, matrix[g], optimize=True))
-                yield Consumer(gram, matrix[g], np.repeat(units[atom], each), energy)
+    return moments, add
 
-    return _Probe(position, node.outputs[0], (data,), (moments,), add, consumers, reached)
+
+def gather(analysis: Analysis, fact: Linear, layer: Layer, stream: Stream, seed: int = 0) -> Moments:
+    """Moments of what one layer reads; the stream moves on to it.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+    """
+    position = next(k for k, node in enumerate(stream.nodes) if node.output[0] == fact.node.outputs[0])
+    moments, add = _reader(analysis, fact, layer, position, stream.batches, seed)
+    for batch, arrays in enumerate(stream.advance(position, [fact.node.inputs[fact.data]])):
+        add(arrays, batch)
+    return moments
 
 
 def _output_shape(fact: Linear, x: Sequence[int], y: Sequence[int]) -> tuple[int, ...]:
@@ -261,7 +294,7 @@ def _of_computed(
     if not reached and not always:
         return None
     size = find(types[k]).size
-    moments = _Moments.empty(1, size), _Moments.empty(1, size)
+    moments = Moments.empty(1, size), Moments.empty(1, size)
     wanted = -(-max(LEAST_ROWS, ROWS_A_FEATURE * size) // stream.batches)
 
     def add(arrays: Arrays, batch: int) -> None:
@@ -269,10 +302,11 @@ def _of_computed(
             flat = _rows(arrays[inputs[operand]], axis)
             sums.add(flat[None, drawn_rows(len(flat), wanted, (seed, position, batch))])
 
-    def consumers(atom: Axis) -> Iterator[Consumer]:
-        data, other = moments[0].gram(0, centred=is_weight), moments[1].gram(0, centred=False)
+    def consumers(atom: Axis, centred: bool) -> Iterator[Consumer]:
+        data, other = moments[0].gram(0, centred and is_weight), moments[1].gram(0, centred=False)
         values, vectors = np.linalg.eigh(other)
-        weight = vectors * np.sqrt(np.maximum(values, 0))
+        # Of all roots the symmetric one: rows of features that do not correlate are as large as these.
+        weight = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
         yield Consumer(data, weight, along[atom], float(np.einsum("kl,kl->", data, other)))
 
     return _Probe(

@@ -24,10 +24,15 @@ class Stream:
 
     Args:
         inputs: batches of the model's inputs; read once and kept in ``folder``.
+        threads: to run with.
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, inputs: Iterator[Arrays] | Sequence[Arrays], folder: Path
+        self,
+        proto: onnx.ModelProto,
+        inputs: Iterator[Arrays] | Sequence[Arrays],
+        folder: Path,
+        threads: int = THREADS,
     ) -> None:
         self.proto = proto
         self.nodes = list(proto.graph.node)
@@ -35,6 +40,7 @@ class Stream:
         self.position = 0
         self.batches = 0
         self._folder = folder
+        self._threads = threads
         folder.mkdir(parents=True, exist_ok=True)
         self._stored: set[str] = set()
         self._numbers: dict[str, int] = {}
@@ -143,7 +149,9 @@ class Stream:
         )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = THREADS
+        options.intra_op_num_threads = self._threads
+        # Pieces are short, and linear algebra runs in between: threads that spin meanwhile slow it down.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             return open_session(model, options)
         except Exception as error:

@@ -26,10 +26,11 @@ from onnx_prune import Model, Plan, analyze, verify
 from onnx_prune.analysis import axes as algebra
 from onnx_prune.analysis import facts
 from onnx_prune.analysis.axes import Axis, atom, atoms, factor, find, view
+from onnx_prune.analysis.criteria import L2, Setting
+from onnx_prune.analysis.goal import Goal
 from onnx_prune.analysis.graph import Node
-from onnx_prune.analysis.plan import Goal, make_plan, select
+from onnx_prune.analysis.plan import make_plan, select
 from onnx_prune.analysis.rules import RULES, Rule
-from onnx_prune.analysis.scores import rank
 from onnx_prune.analysis.walk import Outputs, Walk
 from onnx_prune.passes.cleanup import Cleanup
 from onnx_prune.passes.shrink import shrink
@@ -301,7 +302,7 @@ def trace(case: Case, probe: Probe) -> Trace:
     draw, ratio = probe
     model = model_of(case, draw)
     analysis = analyze(model)
-    chosen = make_plan(analysis, Goal(ratio=ratio), rank(analysis, "l2"))
+    chosen = make_plan(analysis, Goal(ratio=ratio), L2.rank(Setting(analysis)))
     masked = masked_original(analysis, select(analysis, chosen))
     smaller = Cleanup(fold_batch_norm=False)(shrink(model, chosen))
     return Trace(chosen, smaller, masked.SerializeToString(deterministic=True))

@@ -10,10 +10,13 @@ import pytest
 from graphs import Graph
 from numpy.typing import NDArray
 from onnx_prune import Model, analyze
-from onnx_prune.analysis.allocate import Allocator, Term, allot
-from onnx_prune.analysis.axes import atom, fix, prod, total
+from onnx_prune.analysis.allocate import LEVELS, Allocator, allot
+from onnx_prune.analysis.axes import Axis, atom, fix, prod, total
 from onnx_prune.analysis.budget import Chooser
+from onnx_prune.analysis.goal import Goal
 from onnx_prune.analysis.groups import Analysis
+from onnx_prune.analysis.problem import Ladder, Problem
+from onnx_prune.analysis.resources import RESOURCES, Term
 from onnx_prune.analysis.scores import Ranking
 from onnx_prune.analysis.selection import Selection
 
@@ -41,17 +44,21 @@ def ranked(analysis: Analysis, seed: int = 0) -> Ranking:
     return Ranking(scores, {group.axis: curve(group.size, rng) for group in analysis.groups})
 
 
-def macs_of(analysis: Analysis) -> list[Term]:
-    return [Term(work.scale, work.axes) for work in analysis.walk.work]
-
-
-def params_of(analysis: Analysis) -> list[Term]:
-    return [Term(1, tuple(axes)) for _, _, axes in analysis.parameter_uses]
+def within(analysis: Analysis, ranking: Ranking, multiple: int | None = 1, **budgets: float) -> Selection:
+    """The choice under budgets by name, as shares of the whole."""
+    goal = Goal(budgets=budgets)
+    limits = goal.limits_on(analysis, goal.amounts(analysis))
+    chooser = Chooser(analysis, ranking.scores, multiple=multiple)
+    return chooser.at(allot(Problem(chooser, ranking, limits)))
 
 
 def by_macs(analysis: Analysis, ranking: Ranking, fraction: float, multiple: int = 1) -> Selection:
-    chooser = Chooser(analysis, ranking.scores, multiple=multiple)
-    return allot(chooser, ranking, macs_of(analysis), analysis.macs, fraction)
+    return within(analysis, ranking, multiple, macs=fraction)
+
+
+def share(analysis: Analysis, selection: Selection, resource: str) -> float:
+    cost = RESOURCES[resource].cost(analysis)
+    return cost(selection) / cost(Selection({}))
 
 
 def error(analysis: Analysis, ranking: Ranking, selection: Selection) -> float:
@@ -94,34 +101,39 @@ def least_common(analysis: Analysis, ranking: Ranking, goal: float) -> float:
     return min(error(analysis, ranking, s) for s in selections if analysis.macs(s) <= goal)
 
 
+def rungs(axis: Axis, errors: Vector) -> Ladder:
+    ratios = np.linspace(0, 0.97, len(errors))
+    return Ladder(ratios, errors, {axis: axis.size * (1 - ratios)})
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_ratios_at_a_price_are_the_best_of_the_grid(seed: int) -> None:
+def test_rungs_at_a_price_are_the_best_of_the_grid(seed: int) -> None:
     rng = np.random.default_rng(seed)
     axes = [atom(40), atom(30)]
-    levels = Allocator.levels()
-    errors = [np.interp(levels, np.linspace(0, 1, 51), curve(50, rng)) for _ in axes]
+    ladders = [rungs(axis, curve(LEVELS - 1, rng)) for axis in axes]
     terms = [Term(2, (axes[0],)), Term(5, (axes[1], fix(3, "test"))), Term(1, tuple(axes))]
-    allocator = Allocator({axis: k for k, axis in enumerate(axes)}, errors, terms)
-    left = [1 - levels] * 2
-    a, b = 40 * left[0][:, None], 30 * left[1][None, :]
-    cost = (2 * a + 15 * b + a * b) / (2 * 40 + 15 * 30 + 1200)
+    whole = 2 * 40 + 15 * 30 + 1200
+    allocator = Allocator(ladders, terms, np.array([float(whole)]))
+    a, b = ladders[0].sizes[axes[0]][:, None], ladders[1].sizes[axes[1]][None, :]
+    cost = (2 * a + 15 * b + a * b) / whole
     for price in (1e-3, 1e-2, 0.1, 1.0):
-        grid = errors[0][:, None] + errors[1][None, :] + price * cost
-        i, j = (int(np.searchsorted(levels, r - 1e-9)) for r in allocator.at_price(price))
+        grid = ladders[0].errors[:, None] + ladders[1].errors[None, :] + price * cost
+        i, j = allocator.at_price(price)
         assert grid[i, j] <= grid.min() * 1.02 + 1e-12
+        assert allocator.usage([i, j]) == pytest.approx([cost[i, j]])
 
 
 def test_costs_of_composed_axes_follow_their_parts() -> None:
     """A sum shrinks by the parts that do, a product by each factor, and what has no owner stays."""
     a, b = atom(10), atom(6)
-    levels = Allocator.levels()
-    rising = levels * 1e-3
+    rising = np.linspace(0, 0.97e-3, LEVELS)
     composed = total([a, b, fix(4, "test")])
     grid = prod([a, b])
 
     def chosen(term: Term, price: float) -> list[float]:
-        allocator = Allocator({a: 0, b: 1}, [rising, levels * 10], [term])
-        return [float(r) for r in allocator.at_price(price)]
+        whole = np.array([float(np.prod([axis.size for axis in term.axes]))])
+        allocator = Allocator([rungs(a, rising), rungs(b, rising * 1e4)], [term], whole)
+        return allocator.ratios(allocator.at_price(price))
 
     # The share of a in a sum of 20 is one half, so that its price is 0.5 * 0.01 a level > 0.001.
     assert chosen(Term(1, (composed,)), 0.01) == [pytest.approx(0.97), 0.0]
@@ -131,22 +143,69 @@ def test_costs_of_composed_axes_follow_their_parts() -> None:
     assert chosen(Term(1, (fix(4, "test"),)), 100.0) == [0.0, 0.0]
 
 
+def test_rows_count_only_the_terms_in_them() -> None:
+    """Three moments: a and b alive, b alone, b and c. Only where a row is over its limit does anything go."""
+    a, b, c = atom(10), atom(20), atom(40)
+    terms = [Term(1, (a,), 0, 0), Term(1, (b,), 0, 2), Term(1, (c,), 2, 2)]
+    rising = np.linspace(0, 1, LEVELS) ** 2
+    allocator = Allocator([rungs(x, rising) for x in (a, b, c)], terms, np.array([40.0] * 3))
+    assert allocator.usage([0, 0, 0]) == pytest.approx([30 / 40, 20 / 40, 60 / 40])
+    found = allocator.within(lambda choice: bool(allocator.usage(choice).max() <= 1))
+    assert found is not None and found[0] <= 1
+    assert 0.9 <= allocator.usage(found).max() <= 1
+
+
 # ---------------------------------------------------------------------- budgets
 
 
 @pytest.mark.parametrize("fraction", [0.9, 0.5, 0.2, 0.05])
-@pytest.mark.parametrize("what", ["macs", "params"])
+@pytest.mark.parametrize("what", ["macs", "params", "bytes"])
 @pytest.mark.parametrize("seed", range(2))
 def test_budgets_are_met_and_never_exceeded(seed: int, what: str, fraction: float) -> None:
     analysis = analyze(chain(128, 200, 160, 96))
-    ranking = ranked(analysis, seed)
-    terms, cost = {
-        "macs": (macs_of(analysis), analysis.macs),
-        "params": (params_of(analysis), analysis.params),
-    }[what]
-    chosen = allot(Chooser(analysis, ranking.scores), ranking, terms, cost, fraction)
-    goal = fraction * cost(Selection({}))
-    assert 0.99 * goal <= cost(chosen) <= goal
+    chosen = within(analysis, ranked(analysis, seed), **{what: fraction})
+    assert 0.99 * fraction <= share(analysis, chosen, what) <= fraction
+
+
+@pytest.mark.parametrize("fraction", [0.9, 0.5, 0.2])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_budget_of_memory_takes_only_what_is_in_the_peak(seed: int, fraction: float) -> None:
+    """The widest two tensors in a row are the peak: the narrow ones at the ends stay whole."""
+    analysis = analyze(chain(32, 128, 200, 160, 32))
+    chosen = within(analysis, ranked(analysis, seed), memory=fraction)
+    assert 0.99 * fraction <= share(analysis, chosen, "memory") <= fraction
+    first, *_, last = analysis.groups
+    if fraction >= 0.5:
+        assert chosen.count(first.axis) == 32 == chosen.count(last.axis)
+
+
+@pytest.mark.parametrize(
+    "budgets",
+    [
+        {"macs": 0.5, "params": 0.3},
+        {"macs": 0.3, "params": 0.5},
+        {"macs": 0.5, "memory": 0.4},
+        {"macs": 0.5, "params": 0.6, "bytes": 0.5, "memory": 0.5},
+    ],
+)
+def test_several_budgets_hold_at_once(budgets: dict[str, float]) -> None:
+    analysis = analyze(chain(128, 200, 160, 96))
+    ranking = ranked(analysis, 1)
+    chosen = within(analysis, ranking, **budgets)
+    used = {name: share(analysis, chosen, name) / asked for name, asked in budgets.items()}
+    assert max(used.values()) <= 1
+    assert max(used.values()) >= 0.99  # at least one of them is what limits
+    alone = [error(analysis, ranking, within(analysis, ranking, **{k: v})) for k, v in budgets.items()]
+    together = error(analysis, ranking, chosen)
+    assert max(alone) * 0.95 <= together
+    uniform = Chooser(analysis, ranking.scores)
+    selections = [uniform.at_ratio(ratio) for ratio in np.linspace(0, 0.95, 96)]
+    common = [
+        error(analysis, ranking, s)
+        for s in selections
+        if all(share(analysis, s, name) <= asked for name, asked in budgets.items())
+    ]
+    assert together < min(common)
 
 
 @pytest.mark.parametrize("sizes", [(4, 5), (2, 2, 2), (1, 8)])

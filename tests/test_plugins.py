@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
+import plugging
 import pytest
 from graphs import Graph
 from onnx import TensorProto, helper
@@ -16,29 +14,13 @@ from onnx_prune import Model, save
 from onnx_prune.analysis.errors import PluginError, PluginWarning
 from onnx_prune.analysis.rules import RULES, Rule, plugins
 from onnx_prune.analysis.walk import Walk
+from plugging import ROOT, command
 
-ROOT = Path(__file__).parent.parent
 SAME = "def same(walk, node): return [walk.axes(node, 0)]\n"
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    yield folder
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(folder)):
-            del sys.modules[name]
-
-
 def install(site: Path, name: str, code: str, value: str | None = None) -> None:
-    """What pip leaves behind of a distribution with one module and one entry point."""
-    (site / f"{name}.py").write_text(code)
-    info = site / f"{name}-1.5.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
-    (info / "entry_points.txt").write_text(f"[onnx_prune.rules]\n{name}_rules = {value or name + ':RULES'}\n")
+    plugging.install(site, name, code, "rules", value)
 
 
 def loaded() -> dict[str, Rule]:
@@ -70,12 +52,6 @@ def model(op: str = "Foo", domain: str = "acme") -> Model:
 
 def walked(rules: dict[str, Rule], one: Model | None = None) -> Walk:
     return Walk((one or model()).proto, RULES | rules)
-
-
-def command(*arguments: str | Path, site: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"PYTHONPATH": f"{ROOT / '.dev'}:{site}"}
-    line = [sys.executable, "-m", "onnx_prune", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, env=environment)
 
 
 def test_rules_are_found_by_entry_point(site: Path) -> None:

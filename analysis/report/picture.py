@@ -15,12 +15,12 @@ from textwrap import wrap
 from grandalf.graphs import Edge, Graph, Vertex
 from grandalf.layouts import SugiyamaLayout, VertexViewer
 from grandalf.routing import EdgeViewer, route_with_lines
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..axes import ONE, Axis, find, reason, units
 from ..graph import Node, subgraphs
 from ..groups import Analysis, Group
+from .drawing import ink, render, short
 
 NODES_DRAWN = 150  # of a model with more, only layers and groups are
 
@@ -89,25 +89,13 @@ def svg(analysis: Analysis, title: str) -> str:
     Args:
         title: names the model.
     """
-    return _render("picture.svg.j2", scene=draw(analysis, title))
+    return render("picture.svg.j2", scene=draw(analysis, title))
 
 
 def page(analysis: Analysis, title: str) -> str:
     """The picture as a page, where pointing at something shows all that has to do with its groups."""
     picture = Markup(svg(analysis, title))  # rendered with every name escaped
-    return _render("picture.html.j2", title=title, picture=picture)
-
-
-def _render(template: str, **values: object) -> str:
-    environment = Environment(
-        loader=PackageLoader("onnx_prune.analysis.report", "."),
-        autoescape=True,  # names in a model are anybody's text
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values)
+    return render("picture.html.j2", title=title, picture=picture)
 
 
 def draw(analysis: Analysis, title: str) -> Scene:
@@ -164,7 +152,7 @@ class _Colours:
             )
             told = f"{units_} on {axes}, {params:,.0f} parameters"
             share = f" ({params / whole:.1%})" if params <= whole else ""
-            yield Entry(self.colour(i), _short(group.id, 44), told + share, group.explain(), f"g{i}")
+            yield Entry(self.colour(i), short(group.id, 44), told + share, group.explain(), f"g{i}")
 
 
 def _params(group: Group) -> float:
@@ -173,19 +161,6 @@ def _params(group: Group) -> float:
 
 def _classes(numbers: Iterable[int]) -> str:
     return " ".join(f"g{number}" for number in numbers)
-
-
-def _ink(fill: str) -> str:
-    """Black or white, whichever can be read on ``fill``."""
-    red, green, blue = (int(fill[i : i + 2], 16) for i in (1, 3, 5))
-    return "#ffffff" if 0.3 * red + 0.59 * green + 0.11 * blue < 155 else "#1c2430"
-
-
-def _short(text: str, length: int) -> str:
-    """The beginning and the end of a long name, which says more than either."""
-    if len(text) <= length:
-        return text
-    return f"{text[: length // 3]}…{text[-(length - length // 3 - 1) :]}"
 
 
 def _shape(axes: Sequence[Axis]) -> str:
@@ -211,9 +186,9 @@ class _Nodes:
         self.weights = _weights(analysis)
 
     def drawn(self) -> tuple[list[Line], list[Box], float, float]:
-        vertices = {node.index: self._vertex(_short(_title(node), 34), node) for node in self.walk.nodes}
+        vertices = {node.index: self._vertex(short(_title(node), 34), node) for node in self.walk.nodes}
         makers = {name: vertices[n.index] for n in self.walk.nodes for name in n.outputs if name}
-        inputs = {name: self._vertex(_short(name, 30), name) for name in self._inputs(makers)}
+        inputs = {name: self._vertex(short(name, 30), name) for name in self._inputs(makers)}
         makers |= inputs
         edges = [
             self._edge(makers[name], vertices[node.index], name)
@@ -221,7 +196,7 @@ class _Nodes:
             for name in dict.fromkeys(_reads(node))
             if name in makers
         ]
-        outputs = [self._vertex(_short(name, 30), name) for name in self.walk.outputs]
+        outputs = [self._vertex(short(name, 30), name) for name in self.walk.outputs]
         edges += [self._edge(makers[v.data], v, v.data) for v in outputs if v.data in makers]
         width, height = _lay_out([*inputs.values(), *vertices.values(), *outputs], edges)
         boxes = [self._box(v) for v in (*inputs.values(), *vertices.values(), *outputs)]
@@ -259,7 +234,7 @@ class _Nodes:
         for name in data.outputs:
             lines += _axes_told(name, self.walk.axes_of.get(name) or (), self.colours)
         fill = colour if weights else "#ffffff"
-        return Box(*place, fill, colour, _ink(fill), vertex.text, "\n".join(lines), _classes(numbers))
+        return Box(*place, fill, colour, ink(fill), vertex.text, "\n".join(lines), _classes(numbers))
 
     def _line(self, edge: Edge) -> Line:
         axes = self.walk.axes_of.get(edge.data) or []
@@ -357,7 +332,7 @@ class _Layers:
 
     def _text(self, node: Node) -> str:
         shapes = [_shape(axes) for _, axes in self.weights[node.index] if len(axes) > 1]
-        return f"{_short(_title(node), 48)}  {shapes[0]}"
+        return f"{short(_title(node), 48)}  {shapes[0]}"
 
     def _bar(self, number: int, x: float, first: int, last: int) -> Box:
         group = self.colours.ranked[number]
@@ -391,7 +366,7 @@ class _Layers:
             lines.append(Line(f"{left:.1f},{y} {end:.1f},{y}", 1, "#c9d0d8", tip, classes))
         own = [number for number in written if number in numbers]
         colour = self.colours.colour(own[0] if own else None)
-        boxes.append(Box(10, y - 10, left - 10, 20, colour, colour, _ink(colour), text, tip, classes))
+        boxes.append(Box(10, y - 10, left - 10, 20, colour, colour, ink(colour), text, tip, classes))
         for number in numbers:
             full = self.colours.colour(number)
             inside = full if number in written else "#ffffff"

@@ -36,11 +36,12 @@ class Row:
 
 
 def cost_rows(before: Cost, after: Cost) -> list[Row]:
-    """Parameters, multiply-accumulates and bytes, before and after."""
+    """Parameters, multiply-accumulates, bytes and memory, before and after."""
     return [
         Row.counts("parameters", before.params, after.params),
         Row.counts("MACs", before.macs, after.macs),
         Row.counts("weight bytes", before.bytes, after.bytes),
+        Row.counts("activation bytes", before.memory, after.memory),
     ]
 
 
@@ -50,10 +51,10 @@ def pin_reasons(analysis: Analysis) -> list[tuple[str, int]]:
 
 
 def cost_json(before: Cost, after: Cost) -> dict[str, Any]:
-    """``params``, ``macs`` and ``bytes`` as ``{before, after}``, and the names of uncounted nodes."""
+    """Each cost as ``{before, after}``, and the names of uncounted nodes."""
     counts = {
         key: {"before": getattr(before, key), "after": getattr(after, key)}
-        for key in ("params", "macs", "bytes")
+        for key in ("params", "macs", "bytes", "memory")
     }
     return counts | {"uncounted": list(before.uncounted)}
 
@@ -96,4 +97,43 @@ def recovery_json(refits: Sequence[Fitted]) -> dict[str, Any]:
         "layers": count,
         "error_before": sum(r.before for r in refits) / count if count else None,
         "error_after": sum(r.after for r in refits) / count if count else None,
+    }
+
+
+class Sparse(Protocol):
+    """What became of a weight."""
+
+    @property
+    def weight(self) -> str: ...
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def pattern(self) -> object | None: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def density(self) -> float: ...
+
+
+def sparse_json(layers: Sequence[Sparse]) -> dict[str, Any]:
+    """``layers``: of every weight its pattern, or why it stays dense."""
+    return {
+        "layers": [
+            {
+                "weight": layer.weight,
+                "node": layer.node,
+                "shape": list(layer.shape),
+                "pattern": str(layer.pattern) if layer.pattern is not None else None,
+                "reason": layer.reason,
+                "density": layer.density,
+            }
+            for layer in layers
+        ]
     }

@@ -7,22 +7,21 @@ raises a `PluginError` in a model that has it, and in no other.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
+from .. import plugins
 from ..axes import Axis, AxisMismatch
-from ..errors import OnnxPruneError, PluginError, PluginWarning
+from ..errors import OnnxPruneError, PluginError
 from ..graph import Node
 from ..walk import Outputs, Rule, Unsupported, Walk
 
 GROUP = "onnx_prune.rules"
-BUILT_IN = "onnx-prune itself"
 
 
 def installed() -> list[EntryPoint]:
-    """Entry points of all installed plug-ins, in an order that does not depend on the search path."""
-    return sorted(entry_points(group=GROUP), key=_title)
+    """Entry points of all installed plug-ins with rules."""
+    return plugins.installed(GROUP)
 
 
 def load(points: Iterable[EntryPoint], built_in: Iterable[str]) -> dict[str, Rule]:
@@ -33,27 +32,9 @@ def load(points: Iterable[EntryPoint], built_in: Iterable[str]) -> dict[str, Rul
     Warns:
         PluginWarning: an entry point cannot be loaded, or is no mapping of operators to rules.
     """
-    owners = dict.fromkeys(built_in, BUILT_IN)
-    rules: dict[str, Rule] = {}
-    for point in points:
-        try:
-            brought = _checked(point.load())
-        except Exception as error:  # whatever importing somebody else's module can raise
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            warnings.warn(f"{_title(point)} is left out: {told}", PluginWarning, stacklevel=2)
-            continue
-        for operator, rule in brought.items():
-            if operator in owners:
-                rules[operator] = _claimed_twice(owners[operator], _title(point))
-            else:
-                owners[operator] = _title(point)
-                rules[operator] = _guarded(rule, _title(point))
-    return rules
-
-
-def _title(point: EntryPoint) -> str:
-    origin = f" of {point.dist.name} {point.dist.version}" if point.dist is not None else ""
-    return f"the plug-in '{point.name}'{origin} ({point.value})"
+    brought = plugins.bring(points, built_in, _checked)
+    rules = {operator: _guarded(rule, title) for operator, (rule, title) in brought.things.items()}
+    return rules | {operator: _claimed_twice(*titles) for operator, titles in brought.clashes.items()}
 
 
 def _checked(brought: object) -> dict[str, Rule]:

@@ -1,0 +1,89 @@
+"""``onnx-prune sparsify``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import onnx_prune as api
+import typer
+from rich.markup import escape
+
+from ..analysis.report.summary import cost_json, recovery_json, sparse_json
+from . import options
+from .app import app, examples
+from .show import ROWS, check_outputs, console, emit, grid, say, step, verdict_json
+
+
+@app.command(
+    epilog=examples(
+        "sparsify model.onnx -o sparse.onnx --pattern 2:4 --calibration images.npz",
+        "sparsify model.onnx -o sparse.onnx --pattern 4x1@75% --ignore conv1 --ignore fc",
+        "sparsify model.onnx -o sparse.onnx --pattern 80% --json -",
+    )
+)
+def sparsify(
+    model: options.ModelPath,
+    output: options.Output,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            "--pattern",
+            metavar="PATTERN",
+            help="2:4 keeps 2 of 4 consecutive inputs; 4x1@75% zeroes blocks of 4 outputs by 1 input;"
+            " 80% zeroes single weights.",
+        ),
+    ],
+    calibration: options.Calibration = None,
+    samples: options.Samples = 256,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="NAME", help="Leave this node or weight dense. Repeatable."),
+    ] = None,
+    json_: options.Json = None,
+) -> None:
+    """Put zeros into weights by a pattern; the layers are fitted to it on calibration inputs."""
+    check_outputs(output, json_)
+    seconds: dict[str, float] = {}
+    with step(seconds, "load"):
+        loaded = api.load(model)
+    with step(seconds, "sparsify") as status:
+        result = api.sparsify(
+            loaded,
+            pattern,
+            calibration=calibration,
+            samples=samples,
+            ignore=ignore or (),
+            progress=status.update,
+        )
+    with step(seconds, "save"):
+        api.save(result.model, output)
+    _print_layers(result)
+    before, after = api.measure(loaded), api.measure(result.model)
+    emit(
+        json_,
+        cost_json(before, after)
+        | sparse_json(result.layers)
+        | {
+            "pattern": pattern,
+            "ratio": result.ratio,
+            "verify": verdict_json(result.verdict),
+            "recover": recovery_json(result.refits),
+            "calibration": result.calibration,
+            "seconds": seconds,
+        },
+    )
+    say(f"calibrated on {result.calibration}")
+    say(f"wrote {output}: {result.ratio:.1%} of the weights of sparse layers are zero")
+
+
+def _print_layers(result: api.Sparsified) -> None:
+    table = grid("weight", "shape", "pattern", "zeros", title=f"{len(result.layers)} matrices")
+    for layer in sorted(result.layers, key=lambda layer: layer.density)[:ROWS]:
+        shape = "×".join(map(str, layer.shape))
+        table.add_row(escape(layer.weight), shape, str(layer.pattern or "dense"), f"{1 - layer.density:.1%}")
+    console.print(table)
+    if len(result.layers) > ROWS:
+        say(f"… and {len(result.layers) - ROWS} denser ones: see --json")
+    for reason in dict.fromkeys(layer.reason for layer in result.layers if layer.reason):
+        count = sum(layer.reason == reason for layer in result.layers)
+        say(f"{count} stay dense: {reason}")

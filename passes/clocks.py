@@ -1,0 +1,51 @@
+"""How long a model takes on a target: what backends measure, or anything else that can tell.
+
+Backends stand above passes, so they put their clocks here (`CLOCKS`) when they are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..analysis.errors import UsageError
+from ..analysis.model import Model
+
+
+@dataclass(frozen=True)
+class Time:
+    """How long one run of a model takes.
+
+    Attributes:
+        ms: milliseconds.
+        share: of the time of the dense model, seen side by side.
+    """
+
+    ms: float
+    share: float
+
+
+# Tells the time of a pruned model, as often as it is asked.
+Clock: TypeAlias = Callable[[Model], Time]
+# For each target, what makes the clock for the versions of a dense model.
+CLOCKS: dict[str, Callable[[Model], Clock]] = {}
+
+
+def clock_for(target: str, dense: Model) -> Clock:
+    """The clock of a target for versions of a model.
+
+    Raises:
+        UsageError: there is no such target.
+        BackendError: its runtime is missing, or cannot take the model.
+    """
+    check_target(target)
+    return CLOCKS[target](dense)
+
+
+def check_target(target: str) -> None:
+    """Raises:
+    UsageError: no target of that name can be timed.
+    """
+    if target not in CLOCKS:
+        raise UsageError(f"there is no target '{target}' to time; choose one of {', '.join(sorted(CLOCKS))}")

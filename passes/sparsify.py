@@ -1,0 +1,286 @@
+"""Zeros in the weights of a model, by a sparsity pattern: where each layer can have them, and where best.
+
+Layers go in the order of the graph. Each gets the sparse weight whose outputs, on what the sparse model gives
+it, are nearest to those of the dense model (`passes.sparse_obs`), and a bias to suit it; biases and scales in
+between are fitted along, as after a cut (`passes.recover`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..analysis.errors import CheckError, PlanError, UsageError
+from ..analysis.facts import Linear
+from ..analysis.graph import array_of
+from ..analysis.groups import Analysis, analyze
+from ..analysis.model import Model
+from ..analysis.patterns.pattern import Blocks, Pattern, parse_pattern
+from ..analysis.plan import Plan
+from ..analysis.selection import Selection
+from ..analysis.threads import threads_for
+from .calibrate import SAMPLES, Calibration, Spec, open_calibration
+from .density import RATIOS, ErrorCurve, allocate
+from .gram import Fit, Matrix
+from .influence import root_influences
+from .layers import can_be_read
+from .pipeline import difference, shrunk
+from .places import MATRICES, Place, find_places
+from .recover import Refit, least_squares, recover
+from .sparse_obs import error_curve, sparsify_matrix
+from .statistics import gather, has_bias
+from .stream import Stream
+from .verify import Verdict, certify
+
+_DAMPING = 1e-2
+# Operations that the search for the mask of a layer may take, and its stages at least and at most.
+_EFFORT = 4e11
+_STAGES = 4, 20
+_SWEEPS = 10  # products with the Gram matrix in a stage
+
+
+@dataclass(frozen=True)
+class SparseLayer:
+    """What became of one weight.
+
+    Attributes:
+        weight: name of the initializer.
+        node: that reads it.
+        shape: of the weight.
+        pattern: it satisfies now, None where it stays dense.
+        reason: why it stays dense; empty where it does not.
+        density: the share of its elements that are not zero.
+    """
+
+    weight: str
+    node: str
+    shape: tuple[int, ...]
+    pattern: Pattern | None
+    reason: str
+    density: float
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What `sparsify` made.
+
+    Attributes:
+        layers: what became of each weight that is a matrix.
+        refits: what fitting did to each layer.
+        verdict: of the certificate that the model before its weights changed equals the original.
+        calibration: where the inputs came from that it was fitted on.
+    """
+
+    model: Model
+    layers: tuple[SparseLayer, ...]
+    refits: tuple[Refit, ...]
+    verdict: Verdict
+    calibration: str
+
+    @property
+    def ratio(self) -> float:
+        """The share of the weights of sparse layers that is zero now."""
+        sizes = [int(np.prod(layer.shape)) for layer in self.layers if layer.pattern is not None]
+        left = [layer.density for layer in self.layers if layer.pattern is not None]
+        return 1 - float(np.dot(sizes, left)) / sum(sizes) if sizes else 0.0
+
+
+def sparsify(
+    model: Model,
+    pattern: Pattern | str,
+    *,
+    calibration: Calibration | Spec = None,
+    samples: int = SAMPLES,
+    ignore: Collection[str] = (),
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Sparsified:
+    """A model whose weights satisfy a sparsity pattern wherever they can.
+
+    A ratio holds for all sparse layers together and is shared out by error; N:M holds in each. Layers whose
+    weights the pattern does not fit stay dense, and so does what `Sparsified.layers` gives a reason for.
+
+    Args:
+        pattern: "2:4" keeps two of four consecutive inputs, "4x1@75%" removes three quarters in blocks of
+            four outputs by one input, "80%" four fifths of single weights; see `parse_pattern`.
+        calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
+        samples: how many of them are used at most.
+        ignore: names of nodes or weights that stay dense.
+        progress: called with the name of each step as it begins.
+
+    Example:
+        ``save(sparsify(model, "2:4", calibration="images.npz").model, "sparse.onnx")``
+
+    Raises:
+        UsageError: there is no such pattern, or a name in ``ignore`` is unknown.
+        PlanError: no layer can be sparse, or not as sparse as asked.
+        ModelError: ONNX Runtime cannot run the model on these inputs.
+        CheckError: the certificate does not hold.
+    """
+    wanted = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    inputs = open_calibration(calibration, model, samples=samples)
+    nothing = Plan((), {})
+    folded = shrunk(model, nothing)  # a transposed weight becomes a weight, a BatchNormalization a bias
+    verdict = certify(model, folded, nothing)
+    model, analysis = folded, analyze(folded)
+    with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
+        stream = Stream(model.proto, iter(()), Path(folder) / "empty")
+        places = find_places(analysis.walk, model, stream, stream)
+        dense = _dense_reasons(analysis, places, stream, wanted, ignore)
+        chosen = [p for p in places if p.fact.form in MATRICES and p.weight not in dense]
+        if not chosen:
+            reasons = "; ".join(dict.fromkeys(dense.values())) or "the model has no matrix or convolution"
+            raise PlanError(f"no weight can take the pattern {wanted}: {reasons}")
+        patterns: Mapping[str, Pattern] = {place.weight: wanted for place in chosen}
+        if isinstance(wanted, Blocks):
+            ratios = _ratios(analysis, chosen, wanted, inputs, Path(folder), seed, progress)
+            patterns = {name: wanted.at(ratio) for name, ratio in ratios.items() if ratio > 0}
+        sparse, refits = recover(
+            analysis,
+            model,
+            Selection({}),
+            inputs.batches,
+            Path(folder) / "fit",
+            seed,
+            progress=lambda name: progress(f"fit {name}"),
+            solver=lambda place, fit, start: _solve(place, fit, start, patterns.get(place.weight)),
+        )
+    layers = _layers(analysis, sparse, patterns, dense)
+    _certify(model, sparse, chosen, patterns)
+    return Sparsified(sparse, layers, refits, verdict, inputs.source)
+
+
+def _dense_reasons(
+    analysis: Analysis, places: Collection[Place], stream: Stream, pattern: Pattern, ignore: Collection[str]
+) -> dict[str, str]:
+    """Weights of linear layers that stay dense, and why."""
+    at = {place.weight: place for place in places}
+    names = {name for fact in analysis.walk.linears for name in _names(fact)}
+    for name in ignore:
+        if name not in names:
+            raise UsageError(f"cannot ignore '{name}': no layer or weight has that name")
+    found: dict[str, str] = {}
+    for fact in analysis.walk.linears:
+        weight = fact.node.inputs[fact.weight]
+        if fact.form not in MATRICES or weight not in stream.weights:
+            continue
+        if not _names(fact).isdisjoint(ignore):
+            found[weight] = "it is to be ignored"
+        elif weight not in at:
+            found[weight] = _obstacle(fact, stream)
+        else:
+            layer = at[weight].layer
+            misfit = pattern.misfit(layer.outputs, layer.run)
+            if misfit is not None:
+                found[weight] = misfit
+    return found
+
+
+def _names(fact: Linear) -> set[str]:
+    return {fact.node.name, fact.node.key, fact.node.inputs[fact.weight]}
+
+
+def _obstacle(fact: Linear, stream: Stream) -> str:
+    weight = fact.node.inputs[fact.weight]
+    if sum(weight in node.input for node in stream.nodes) > 1:
+        return "several nodes read it"
+    if not can_be_read(fact):
+        return f"a {fact.node.op} with these attributes is not known as a matrix"
+    return "it is no matrix over data that depends on the inputs"
+
+
+def _ratios(
+    analysis: Analysis,
+    places: Collection[Place],
+    pattern: Blocks,
+    calibration: Calibration,
+    folder: Path,
+    seed: int,
+    progress: Callable[[str], None],
+) -> dict[str, float]:
+    """How much of each weight goes, so that the sum of errors, weighed by influence, is the least."""
+    progress("measure what errors do")
+    keys = [place.node.key for place in places]
+    influence = root_influences(analysis, keys, calibration, folder / "few")
+    stream = Stream(analysis.model.proto, calibration.batches(), folder / "dense")
+    curves = []
+    for place in places:
+        progress(f"measure {place.node.name}")
+        moments = gather(analysis, place.fact, place.layer, stream, seed)
+        centred = has_bias(place.fact)
+        grams = np.stack([moments.gram(g, centred) for g in range(place.layer.groups)])
+        order, run = place.layer.order, place.layer.run
+        weight = place.layer.columns(array_of(stream.weights[place.weight]))
+        ordered = grams[:, order[:, None], order]
+        with threads_for(place.layer.inputs):
+            errors = error_curve(weight, ordered, pattern, RATIOS, run=run, damping=_DAMPING)
+        factor = influence.get(place.node.key, 1.0)
+        curves.append(ErrorCurve(weight.size, RATIOS, tuple(factor * error for error in errors)))
+    ratios = allocate(curves, pattern.ratio)
+    return {place.weight: ratio for place, ratio in zip(places, ratios, strict=True)}
+
+
+def _solve(place: Place, fit: Fit, start: Matrix, pattern: Pattern | None) -> Matrix | None:
+    """The coefficients of a layer with the zeros of a pattern; a bias, the last row, has none."""
+    if pattern is None:
+        return least_squares(place, fit, start)
+    gram, inputs = fit.all, place.layer.inputs
+    features, cross = gram.features[:, :inputs, :inputs], gram.cross[:, :inputs]
+    free = start.shape[1] > inputs
+    if free:  # a bias takes up the means
+        count = max(1.0, float(gram.rows))
+        sums, totals = gram.features[:, :inputs, -1:], gram.cross[:, -1:]
+        features = features - sums @ sums.transpose(0, 2, 1) / count
+        cross = cross - sums @ totals / count
+    order, run = place.layer.order, place.layer.run
+    work = _SWEEPS * 2.0 * start.size * inputs
+    found = sparsify_matrix(
+        start[:, :inputs].transpose(0, 2, 1)[..., order],
+        features[:, order[:, None], order],
+        pattern,
+        run=run,
+        cross=cross[:, order],
+        damping=_DAMPING,
+        stages=int(np.clip(_EFFORT / work, *_STAGES)),
+    )
+    matrix = np.empty_like(start)
+    matrix[:, order] = found.weight.transpose(0, 2, 1)
+    if free:
+        matrix[:, inputs:] = (totals - sums.transpose(0, 2, 1) @ matrix[:, :inputs]) / count
+    return matrix
+
+
+def _layers(
+    analysis: Analysis, sparse: Model, wanted: Mapping[str, Pattern], dense: Mapping[str, str]
+) -> tuple[SparseLayer, ...]:
+    values = {tensor.name: tensor for tensor in sparse.proto.graph.initializer}
+    found: dict[str, SparseLayer] = {}
+    for fact in analysis.walk.linears:
+        name = fact.node.inputs[fact.weight]
+        if fact.form not in MATRICES or name not in values or name in found:
+            continue
+        value = array_of(values[name])
+        pattern = wanted.get(name)
+        reason = dense.get(name, "" if pattern else "its zeros would cost more than those of other layers")
+        density = float(np.count_nonzero(value)) / max(1, value.size)
+        found[name] = SparseLayer(name, fact.node.name, value.shape, pattern, reason, density)
+    return tuple(found.values())
+
+
+def _certify(model: Model, sparse: Model, places: Collection[Place], wanted: Mapping[str, Pattern]) -> None:
+    """Nothing but values of weights changed, and they satisfy their patterns."""
+    other = difference(model.proto, sparse.proto)
+    if other:
+        raise CheckError(f"apart from its weights the sparse model is another one: {other}")
+    values = {tensor.name: tensor for tensor in sparse.proto.graph.initializer}
+    for place in places:
+        pattern = wanted.get(place.weight)
+        if pattern is None:
+            continue
+        violation = pattern.check(place.layer.columns(array_of(values[place.weight])), place.layer.run)
+        if violation is not None:
+            raise CheckError(f"'{place.weight}' does not satisfy {pattern}: {violation.text}")
