@@ -29,9 +29,13 @@ from onnx_prune import (
     prune,
     verify,
 )
+from onnx_prune.analysis.allocate import allot
 from onnx_prune.analysis.budget import Chooser
-from onnx_prune.analysis.lowrank import DENSE, LowRankLayer, RankCurve, extra, find_layers, rank_curve
-from onnx_prune.analysis.ranks import allot_with_ranks
+from onnx_prune.analysis.exact import allot_exactly
+from onnx_prune.analysis.lowrank import DENSE, LowRankLayer, RankCurve, find_layers, rank_curve
+from onnx_prune.analysis.plan import entries_of
+from onnx_prune.analysis.problem import Problem
+from onnx_prune.analysis.ranks import RankedProblem
 from onnx_prune.analysis.selection import Selection
 from onnx_prune.analysis.truncation import Ranks, Truncation
 from onnx_prune.models import zoo
@@ -73,18 +77,22 @@ def test_layers_cost_what_their_nodes_do() -> None:
         "w5": "MatMul",
         "w7": "Gemm",
     }
-    assert sum(layer.cost(DENSE, "macs", WHOLE) for layer in layers.values()) == measure(model).macs
+    assert sum(layer.dense("macs", WHOLE) for layer in layers.values()) == measure(model).macs
     biases = 6 + 4
-    params = sum(layer.cost(DENSE, "params", WHOLE) for layer in layers.values())
+    params = sum(layer.dense("params", WHOLE) for layer in layers.values())
     assert params + biases == measure(model).params
 
 
-@pytest.mark.parametrize("kind", ["macs", "params"])
+def cost(layer: LowRankLayer, ranks: Ranks, name: str) -> float:
+    return layer.dense(name, WHOLE) + layer.extra(ranks, name, WHOLE)
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "bytes"])
 @pytest.mark.parametrize("ranks", [Ranks(2, None), Ranks(None, 3), Ranks(2, 3)], ids=str)
 def test_factors_cost_what_is_told(ranks: Ranks, kind: Any) -> None:
     g = Graph()
     model = g.model(g("Conv", g.input(2, 6, 9, 9), g.weight(8, 6, 3, 3), strides=[2, 2], pads=[1] * 4))
-    told = only(model).cost(ranks, kind, WHOLE)
+    told = cost(only(model), ranks, kind)
     assert getattr(measure(Factorize({"w0": ranks})(model)), kind) == told
 
 
@@ -111,17 +119,17 @@ def test_options_are_those_that_nothing_beats() -> None:
     g = Real()
     layer = only(g.model(g("Conv", g.input(1, 12, 6, 6), g.weight(16, 12, 3, 3), pads=[1] * 4)))
     weight = np.random.default_rng(0).standard_normal((108, 16))
-    found = rank_curve(layer, Truncation(weight, 12), 2.0, 1, "macs")
+    found = rank_curve(layer, Truncation(weight, 12), 2.0, 1, ["macs"])
     assert found.options[0] == DENSE and found.errors[0] == 0
-    costs = [layer.cost(ranks, "macs", WHOLE) for ranks in found.options]
+    costs = [cost(layer, ranks, "macs") for ranks in found.options]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
     assert np.all(np.diff(found.errors) >= 0)
     told = dict(Truncation(weight, 12).errors(*layer.candidates(1)))
     for ranks, error in zip(found.options[1:], found.errors[1:], strict=True):
         assert error == pytest.approx(2 * told[ranks])
-        cost = layer.cost(ranks, "macs", WHOLE)
+        own = cost(layer, ranks, "macs")
         others = (r for r in told if r and layer.fitting(r, WHOLE) == r)
-        assert not any(layer.cost(r, "macs", WHOLE) < cost and told[r] < told[ranks] for r in others)
+        assert not any(cost(layer, r, "macs") < own and told[r] < told[ranks] for r in others)
 
 
 def test_ranks_are_multiples_where_that_is_asked() -> None:
@@ -156,50 +164,64 @@ def curves_for(analysis: Analysis, seed: int, scale: float) -> list[RankCurve]:
     return found
 
 
+def problem_of(analysis: Analysis, seed: int, scale: float, **budgets: float) -> RankedProblem:
+    ranking, goal = ranked(analysis, seed), Goal(budgets=budgets)
+    limits = goal.limits_on(analysis, goal.amounts(analysis))
+    channels = Problem(Chooser(analysis, ranking.scores), ranking, limits)
+    return RankedProblem.of(analysis, channels, curves_for(analysis, seed, scale))
+
+
+def least_error(problem: RankedProblem) -> float:
+    """Of all choices there are."""
+    ladders = [problem.ladder(k, 99) for k in range(problem.count)]
+    found = np.inf
+    for rungs in product(*(range(len(ladder.ratios)) for ladder in ladders)):
+        lost = sum(ladder.errors[i] for ladder, i in zip(ladders, rungs, strict=True))
+        ratios = [float(ladder.ratios[i]) for ladder, i in zip(ladders, rungs, strict=True)]
+        if lost < found and problem.fits(ratios):
+            found = lost
+    return float(found)
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
-@pytest.mark.parametrize("fraction", [0.7, 0.4])
+@pytest.mark.parametrize("budgets", [{"macs": 0.7}, {"macs": 0.4}, {"macs": 0.6, "bytes": 0.4}], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_choice_is_near_the_best_of_all(seed: int, fraction: float, scale: float) -> None:
-    sizes = (10, 12)
-    analysis = analyze(chain(*sizes, first=12, last=14))
-    ranking, curves = ranked(analysis, seed), curves_for(analysis, seed, scale)
-    chooser = Chooser(analysis, ranking.scores)
-    goal = fraction * analysis.macs(WHOLE)
+def test_the_choice_is_near_the_best_of_all(seed: int, budgets: dict[str, float], scale: float) -> None:
+    analysis = analyze(chain(10, 12, first=12, last=14))
+    problem = problem_of(analysis, seed, scale, **budgets)
+    ratios, exact = allot(problem), allot_exactly(problem)
+    best = least_error(problem)
+    worst = max(float(problem.ranking.errors[g.axis][-2]) for g in analysis.groups)
+    assert problem.fits(ratios) and best <= problem.errors(ratios) + 1e-12
+    assert problem.errors(ratios) <= 1.3 * best + 0.05 * worst
+    assert problem.fits(exact.ratios)
+    assert problem.errors(exact.ratios) == pytest.approx(best, rel=1e-3)
 
-    def value(selection: Selection, ranks: dict[str, Ranks]) -> tuple[float, float]:
-        """Cost and error."""
-        cost, error = float(analysis.macs(selection)), 0.0
-        for group in analysis.groups:
-            error += float(ranking.errors[group.axis][group.size - selection.count(group.axis)])
-        for c in curves:
-            chosen = ranks.get(c.layer.weight, DENSE)
-            cost += extra(c.layer, chosen, "macs", selection)
-            error += float(c.errors[c.options.index(chosen)])
-        return cost, error
 
-    found = allot_with_ranks(analysis, chooser, ranking, curves, "macs", fraction)
-    cost, error = value(*found)
-    assert cost <= goal
-    best = np.inf
-    for first, second in product(range(1, 11), range(1, 13)):
-        kept = zip(analysis.groups, (first, second), strict=True)
-        selection = Selection({g.axis: np.arange(n) for g, n in kept if n < g.size})
-        for picks in product(*(range(len(c.options)) for c in curves)):
-            ranks = {c.layer.weight: c.options[k] for c, k in zip(curves, picks, strict=True) if k}
-            left, lost = value(selection, ranks)
-            if left <= goal:
-                best = min(best, lost)
-    worst = max(float(ranking.errors[g.axis][-2]) for g in analysis.groups)
-    assert best <= error + 1e-12
-    assert error <= 1.3 * best + 0.05 * worst
+@pytest.mark.parametrize("name", ["macs", "params", "bytes", "memory"])
+def test_terms_tell_what_the_model_will_use(name: str) -> None:
+    """The sums that are searched are those of the factors: of a memory, no less."""
+    analysis = analyze(chain(16, 24, first=12, last=14))
+    problem = problem_of(analysis, 0, 1.0, **{"macs": 0.5, name: 0.5})
+    ratios = [0.5, 0.25, 0.5, 0.25, 0.75]
+    selection, ranks = problem.choice(ratios)
+    assert len(ranks) == 3
+    entries = plan(analysis.model, macs=0.99, **PLAIN)
+    made = Plan(entries_of(analysis, selection), entries.options, ranks=ranks)
+    used = dict(zip((limit.name for limit in problem.limits), problem.usage(ratios), strict=True))[name]
+    limit = next(limit for limit in problem.limits if limit.name == name)
+    after = getattr(measure(apply(analysis.model, made)), name)
+    assert after <= used * limit.amount + 1e-6
+    if name != "memory":
+        assert after == pytest.approx(used * limit.amount)
+    assert getattr(predict(analysis, made), name) == pytest.approx(used * limit.amount)
 
 
 @pytest.mark.parametrize(("scale", "wanted"), [(1e-9, "ranks"), (1e9, "channels")])
 def test_what_costs_nothing_is_taken(scale: float, wanted: str) -> None:
     analysis = analyze(chain(16, 24, first=12, last=14))
-    ranking, curves = ranked(analysis), curves_for(analysis, 0, scale)
-    chooser = Chooser(analysis, ranking.scores)
-    selection, ranks = allot_with_ranks(analysis, chooser, ranking, curves, "macs", 0.6)
+    problem = problem_of(analysis, 0, scale, macs=0.6)
+    selection, ranks = problem.choice(allot(problem))
     shrinks = any(selection.shrinks(group.axis) for group in analysis.groups)
     assert (bool(ranks), shrinks) == ((True, False) if wanted == "ranks" else (False, True))
 
@@ -243,14 +265,16 @@ def test_budgets_are_met_and_not_far_undershot(budget: str, fraction: float, mod
     left = getattr(after, budget) / getattr(before, budget)
     assert fraction - 0.02 <= left <= fraction
     told = predict(analyze(model), chosen)
-    assert told.macs == after.macs
+    assert told.macs == after.macs and told.memory >= after.memory
     assert after.params <= told.params <= after.params + 0.01 * before.params  # norms are folded
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "told"),
     [
-        ({"ratio": 0.5, "low_rank": "only"}, UsageError, "macs or params"),
+        ({"ratio": 0.5, "low_rank": "only"}, UsageError, "macs, params or bytes"),
+        ({"memory": 0.5, "low_rank": "compete"}, UsageError, "macs, params or bytes"),
+        ({"macs": 0.5, "low_rank": "only", "steps": 2}, UsageError, "steps"),
         ({"macs": 0.5, "low_rank": "magic"}, UsageError, "compete"),
         ({"macs": 0.01, "low_rank": "only"}, PlanError, "cannot be reached"),
         ({"macs": 0.5, "low_rank": "only", "ignore": ["nobody"]}, UsageError, "nobody"),
@@ -395,7 +419,7 @@ def test_goal_and_curves_without_channels() -> None:
     result = prune(model, macs=0.5, low_rank="compete", **PLAIN)
     assert result.after.macs <= 0.5 * result.before.macs and result.verdict is not None and result.verdict.ok
     with pytest.raises(PlanError):
-        Goal(macs=0.5).check(analyze(model))
+        Goal(budgets={"macs": 0.5}).check(analyze(model))
 
 
 # ---------------------------------------------------------------------- the zoo
