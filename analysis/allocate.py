@@ -60,8 +60,22 @@ class Allocator:
         for i, term in enumerate(self.terms):
             for number in {n for axis in term.axes for n in self._owners(axis)}:
                 self._mine[number].append(i)
+        self._factors = [self._taken_apart(term) for term in self.terms]
         self._first = np.array([term.first for term in self.terms], np.int64)
         self._last = np.array([term.last for term in self.terms], np.int64)
+
+    def _taken_apart(self, term: Term) -> tuple[float, list[tuple[int, Vector]], list[Axis]]:
+        """What a term has that never changes, sizes of single sets with their numbers, and all other axes."""
+        scale, single, composed = float(term.scale), [], []
+        for axis in map(find, term.axes):
+            if axis in self._owner:
+                owner = self._owner[axis]
+                single.append((owner, self.ladders[owner].sizes[axis]))
+            elif self._owners(axis):
+                composed.append(axis)
+            else:
+                scale *= axis.size
+        return scale, single, composed
 
     def _owners(self, axis: Axis) -> set[int]:
         axis = find(axis)
@@ -89,21 +103,21 @@ class Allocator:
             for number in order:
                 total = self.ladders[number].errors.copy()
                 for i in self._mine[number]:
-                    total += prices[i] * self._value(self.terms[i], choice, number)
+                    total += prices[i] * self._value(i, choice, number)
                 choice[number] = int(np.argmin(total))
             if before == choice:
                 break
         return choice
 
     def _paid(self, choice: Sequence[int], prices: Vector) -> float:
-        values = [self._value(term, choice, None) for term in self.terms]
+        values = [self._value(i, choice, None) for i in range(len(self.terms))]
         return self.error(choice) + float(np.dot(prices, values))
 
     def usage(self, choice: Sequence[int]) -> Vector:
         """The costs over their limits, of each row."""
         change = np.zeros(len(self.limits) + 1)
-        for term in self.terms:
-            value = self._value(term, choice, None)
+        for i, term in enumerate(self.terms):
+            value = self._value(i, choice, None)
             change[term.first] += value
             change[term.last + 1] -= value
         return np.asarray(np.cumsum(change)[:-1] / self.limits)
@@ -114,9 +128,12 @@ class Allocator:
     def ratios(self, choice: Sequence[int]) -> list[float]:
         return [float(ladder.ratios[i]) for ladder, i in zip(self.ladders, choice, strict=True)]
 
-    def _value(self, term: Term, choice: Sequence[int], number: int | None) -> Any:
-        out: Any = term.scale
-        for axis in term.axes:
+    def _value(self, i: int, choice: Sequence[int], number: int | None) -> Any:
+        scale, single, composed = self._factors[i]
+        out: Any = scale
+        for owner, sizes in single:
+            out = out * (sizes if owner == number else sizes[choice[owner]])
+        for axis in composed:
             out = out * self.size(axis, choice, number)
         return out
 

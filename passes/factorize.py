@@ -36,6 +36,16 @@ def by_singular_values(weight: NDArray[np.float64], inputs: int, ranks: Ranks) -
     return Truncation(weight, inputs).factors(ranks)
 
 
+def of_shape(weight: NDArray[np.float64], inputs: int, ranks: Ranks) -> Factors:
+    """Factors of zeros, where only sizes matter."""
+    window, (first, last) = len(weight) // inputs, (ranks.inputs, ranks.outputs)
+    return Factors(
+        None if first is None else np.zeros((inputs, first)),
+        np.zeros(((inputs if first is None else first) * window, last or weight.shape[1])),
+        None if last is None else np.zeros((last, weight.shape[1])),
+    )
+
+
 @dataclass(frozen=True)
 class Factorize:
     """The pass that writes linear nodes as chains of smaller ones.
