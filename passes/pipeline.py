@@ -130,6 +130,8 @@ def refitted(
 def ranks_in(model: Model, smaller: Model, plan: Plan, analysis: Analysis | None = None) -> dict[str, Ranks]:
     """The ranks of a plan by the names that weights have in ``smaller``, what `shrunk` made of ``model``.
 
+    They come in the order of the layers, so that a plan that was written and read makes the same bytes.
+
     Raises:
         PlanError: a weight of the plan is none that can be taken apart, or not with these ranks.
     """
@@ -142,7 +144,7 @@ def ranks_in(model: Model, smaller: Model, plan: Plan, analysis: Analysis | None
         if weight not in places.facts:
             raise PlanError(f"the plan takes '{weight}' apart, which is no weight of a layer that can be")
         check_ranks(weight, places.facts[weight], places.shape(weight), ranks)
-    return {places.name(weight): ranks for weight, ranks in plan.ranks.items()}
+    return {places.name(weight): plan.ranks[weight] for weight in places.facts if weight in plan.ranks}
 
 
 def carried_out(model: Model, plan: Plan, calibration: Calibration | None = None) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,17 @@ def test_a_plan_with_ranks_replays_to_the_same_bytes() -> None:
     assert first.proto.SerializeToString(deterministic=True) == second.proto.SerializeToString(
         deterministic=True
     )
+
+
+def test_the_order_of_ranks_in_a_plan_is_of_no_account() -> None:
+    model = load(RESNET)
+    chosen = plan(model, macs=0.4, low_rank="only", **PLAIN)
+    turned = replace(chosen, ranks=dict(reversed(chosen.ranks.items())))
+    assert list(turned.ranks) != list(chosen.ranks) and turned.digest == chosen.digest
+    first, second = (
+        apply(model, each).proto.SerializeToString(deterministic=True) for each in (chosen, turned)
+    )
+    assert first == second
 
 
 @pytest.mark.parametrize("text", ['"ranks": []', '"ranks": {"w": "x"}', '"ranks": {"w": [1, 2, 3]}'])
