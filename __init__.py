@@ -32,6 +32,7 @@ from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
 from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
+from .analysis.truncation import Ranks
 from .backends.run import bench, compile
 from .passes.calibrate import Calibration, open_calibration
 from .passes.calibrate import Spec as CalibrationSource
@@ -79,6 +80,7 @@ __all__ = [
     "PluginError",
     "PluginWarning",
     "PruneResult",
+    "Ranks",
     "Refit",
     "Sensitivity",
     "SparseLayer",

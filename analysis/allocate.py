@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .axes import Axis, find
 from .problem import Ladder, Problem, stacked
-from .refine import TOLERATED, Refinement
+from .refine import RUNGS, TOLERATED, Refinement
 from .resources import Term, rows
 
 Vector = NDArray[np.float64]
@@ -40,10 +40,19 @@ class Allocator:
         ladders: of the sets.
         terms: the costs, as sums of products.
         limits: for each row the terms count in, what the sum is to stay below.
+        orders: in which the sets are visited; the best of what they come to is taken. As they are numbered
+            if not given.
     """
 
-    def __init__(self, ladders: Sequence[Ladder], terms: Sequence[Term], limits: Vector) -> None:
+    def __init__(
+        self,
+        ladders: Sequence[Ladder],
+        terms: Sequence[Term],
+        limits: Vector,
+        orders: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.ladders = ladders
+        self._orders = orders or [range(len(ladders))]
         self.limits = limits
         self.terms = merged(terms)
         self._owner = {axis: k for k, ladder in enumerate(ladders) for axis in ladder.sizes}
@@ -51,8 +60,22 @@ class Allocator:
         for i, term in enumerate(self.terms):
             for number in {n for axis in term.axes for n in self._owners(axis)}:
                 self._mine[number].append(i)
+        self._factors = [self._taken_apart(term) for term in self.terms]
         self._first = np.array([term.first for term in self.terms], np.int64)
         self._last = np.array([term.last for term in self.terms], np.int64)
+
+    def _taken_apart(self, term: Term) -> tuple[float, list[tuple[int, Vector]], list[Axis]]:
+        """What a term has that never changes, sizes of single sets with their numbers, and all other axes."""
+        scale, single, composed = float(term.scale), [], []
+        for axis in map(find, term.axes):
+            if axis in self._owner:
+                owner = self._owner[axis]
+                single.append((owner, self.ladders[owner].sizes[axis]))
+            elif self._owners(axis):
+                composed.append(axis)
+            else:
+                scale *= axis.size
+        return scale, single, composed
 
     def _owners(self, axis: Axis) -> set[int]:
         axis = find(axis)
@@ -70,23 +93,31 @@ class Allocator:
             weights = np.full(len(self.limits), 1 / len(self.limits))
         summed = np.concatenate([[0.0], np.cumsum(weights / self.limits)])
         prices = price * (summed[self._last + 1] - summed[self._first])
+        found = [self._settled(order, prices) for order in self._orders]
+        return found[0] if len(found) == 1 else min(found, key=lambda choice: self._paid(choice, prices))
+
+    def _settled(self, order: Sequence[int], prices: Vector) -> list[int]:
         choice = [0] * len(self.ladders)
         for _ in range(_SWEEPS):
             before = list(choice)
-            for number, mine in enumerate(self._mine):
+            for number in order:
                 total = self.ladders[number].errors.copy()
-                for i in mine:
-                    total += prices[i] * self._value(self.terms[i], choice, number)
+                for i in self._mine[number]:
+                    total += prices[i] * self._value(i, choice, number)
                 choice[number] = int(np.argmin(total))
             if before == choice:
                 break
         return choice
 
+    def _paid(self, choice: Sequence[int], prices: Vector) -> float:
+        values = [self._value(i, choice, None) for i in range(len(self.terms))]
+        return self.error(choice) + float(np.dot(prices, values))
+
     def usage(self, choice: Sequence[int]) -> Vector:
         """The costs over their limits, of each row."""
         change = np.zeros(len(self.limits) + 1)
-        for term in self.terms:
-            value = self._value(term, choice, None)
+        for i, term in enumerate(self.terms):
+            value = self._value(i, choice, None)
             change[term.first] += value
             change[term.last + 1] -= value
         return np.asarray(np.cumsum(change)[:-1] / self.limits)
@@ -97,9 +128,12 @@ class Allocator:
     def ratios(self, choice: Sequence[int]) -> list[float]:
         return [float(ladder.ratios[i]) for ladder, i in zip(self.ladders, choice, strict=True)]
 
-    def _value(self, term: Term, choice: Sequence[int], number: int | None) -> Any:
-        out: Any = term.scale
-        for axis in term.axes:
+    def _value(self, i: int, choice: Sequence[int], number: int | None) -> Any:
+        scale, single, composed = self._factors[i]
+        out: Any = scale
+        for owner, sizes in single:
+            out = out * (sizes if owner == number else sizes[choice[owner]])
+        for axis in composed:
             out = out * self.size(axis, choice, number)
         return out
 
@@ -157,8 +191,8 @@ class Allocator:
 
 def allot(problem: Problem) -> list[float]:
     """The ratios of the sets that give the least error of those found within all limits."""
-    ladders = [problem.ladder(k, LEVELS) for k in range(len(problem.chooser.sets))]
-    allocator = Allocator(ladders, *stacked(problem.limits))
+    ladders = [problem.ladder(k, LEVELS) for k in range(problem.count)]
+    allocator = Allocator(ladders, *stacked(problem.limits), problem.orders())
     choice = allocator.within(lambda choice: problem.fits(allocator.ratios(choice)))
     # The rungs end before all but one unit goes.
     ratios = _least_common(len(ladders), problem.fits) if choice is None else allocator.ratios(choice)
@@ -172,7 +206,8 @@ def refined(problem: Problem, ratios: Sequence[float], tolerated: float = TOLERA
         tolerated: by what share of it the error may rise where that leaves a limit all but used up.
     """
     single = all(rows(limit.terms) == 1 for limit in problem.limits) and len(problem.limits) == 1
-    refinement = Refinement(problem.chooser, ratios, problem.usage, problem.error)
+    choices = [problem.ratios(k, RUNGS) for k in range(problem.count)]
+    refinement = Refinement(choices, ratios, problem.usage, problem.error)
     # Where there are several sums, units that are in none of the largest come back free.
     refinement.fill(_FULL if single else np.inf)
     refinement.exchange(_FULL, tolerated)

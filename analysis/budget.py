@@ -25,6 +25,18 @@ def rounded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
+def aligned(count: int, size: int, finer: int = 1) -> int:
+    """``count`` of ``size`` channels of a convolution rounded up to what suits them; `analysis.alignment`.
+
+    Args:
+        finer: what the multiple is divided by.
+    """
+    multiple = max(1, alignment(size) // finer)
+    while count <= multiple // 2:  # less than one multiple: the next power of two
+        multiple //= 2
+    return min(size, rounded(count, multiple))
+
+
 def shares(sizes: Sequence[int], count: int) -> list[int]:
     """``count`` dealt out in proportion to ``sizes``, at least one to each, the largest remainders first."""
     if len(sizes) == 1:
@@ -70,6 +82,7 @@ class Chooser:
         multiple: kept counts are rounded up to a multiple of this (1: no rounding; None: channels of
             convolutions are, to what `analysis.alignment` says).
         bounds: shares of a group's units of which one is the least and one the most that stays.
+        finer: what the multiples are divided by where ``multiple`` is None.
     """
 
     def __init__(
@@ -79,6 +92,7 @@ class Chooser:
         ignored: Collection[Group] = (),
         multiple: int | None = 1,
         bounds: Mapping[Axis, tuple[float, float]] | None = None,
+        finer: int = 1,
     ) -> None:
         self.analysis = analysis
         self._scores = dict(scores)
@@ -87,6 +101,7 @@ class Chooser:
             self._scores.update((axis, joint) for axis in twins)
         self._orders: dict[Axis, Index] = {}
         self._multiple = multiple
+        self._finer = finer
         self._outer = analysis.outer_factors() if multiple != 1 else set()
         self._convolved = convolved(analysis) if multiple is None else set()
         self._bounds = dict(bounds or {})
@@ -182,10 +197,7 @@ class Chooser:
             return min(size, rounded(kept, self._multiple))
         if not any(group.axis in self._convolved for group in pool):
             return kept
-        multiple = alignment(size)
-        while kept <= multiple // 2:  # less than one multiple: the next power of two
-            multiple //= 2
-        return min(size, rounded(kept, multiple))
+        return aligned(kept, size, self._finer)
 
     def _without_empty_views(self, keep: dict[Axis, Index]) -> Selection:
         while True:

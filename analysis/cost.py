@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .activations import activations, peak
+from .errors import PlanError
 from .graph import Node, subgraphs
 from .groups import Analysis, analyze
+from .lowrank import find_layers
 from .model import Model
-from .parameters import Shrinking, elements_and_bytes
+from .parameters import elements_and_bytes
 from .plan import Plan, select
+from .ranks import cost_with_ranks
+from .resources import RESOURCES
 from .selection import Selection
 
 # Operators that multiply and accumulate. One of them whose rule states no work is reported as not counted.
@@ -73,14 +77,13 @@ def predict(analysis: Analysis, plan: Plan) -> Cost:
         PlanError: the plan was made for another model.
     """
     before, selection = measure(analysis.model, analysis), select(analysis, plan)
-    elements, size = Shrinking(analysis).removed(selection)
-    return Cost(
-        before.params - elements,
-        analysis.macs(selection),
-        before.bytes - size,
-        peak(activations(analysis.walk), selection),
-        before.uncounted,
-    )
+    layers = find_layers(analysis) if plan.ranks else {}
+    for weight in plan.ranks:
+        if weight not in layers:
+            raise PlanError(f"the plan takes '{weight}' apart, which is no weight of a layer that can be")
+    lowered = [(layers[weight], ranks) for weight, ranks in plan.ranks.items()]
+    left = {name: cost_with_ranks(analysis, name)(selection, lowered) for name in RESOURCES}
+    return Cost(**left, uncounted=before.uncounted)
 
 
 def _multiplies(node: Node) -> bool:

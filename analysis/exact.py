@@ -75,7 +75,7 @@ def allot_exactly(problem: Problem, seconds: float = SECONDS) -> Exact:
 
 def _around(problem: Problem, number: int, ratio: float) -> list[float]:
     """Ratios a few units from one, that one among them."""
-    ratios = problem.chooser.ratios(number, _FINE)
+    ratios = problem.ratios(number, _FINE)
     at = int(np.searchsorted(ratios, ratio - 1e-9))
     return sorted({ratios[at + by] for by in _NEAR if 0 <= at + by < len(ratios)})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,7 +13,9 @@ from .axes import Axis
 from .budget import Chooser
 from .errors import PlanError, UsageError
 from .groups import Analysis, Group
+from .lowrank import find_layers
 from .problem import Limit
+from .ranks import least_with_ranks
 from .resources import RESOURCES
 from .scores import Scores
 from .selection import Selection
@@ -22,6 +24,8 @@ from .selection import Selection
 Amount: TypeAlias = float
 # The least and the most of a group's units that stay: a float is a share, an integer a count.
 Range: TypeAlias = tuple[float | None, float | None]
+
+LOW_RANK = ("compete", "only")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Goal:
         ignore: names of nodes, weights, activations or groups whose channels stay.
         limits: for such names, the least and the most units of their groups that stay; None for no limit.
         exact: share budgets out by `analysis.exact`, which takes up to a minute.
+        low_rank: whether layers may become factors of lower rank: None for no, "compete" where that costs
+            less than removing channels, "only" with all channels kept.
     """
 
     ratio: float | None = None
@@ -45,6 +51,7 @@ class Goal:
     ignore: tuple[str, ...] = ()
     limits: Mapping[str, Range] = field(default_factory=dict)
     exact: bool = False
+    low_rank: str | None = None
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> Goal:
@@ -61,6 +68,8 @@ class Goal:
         asked |= self.budgets
         if self.limits:
             asked["limits"] = {name: list(between) for name, between in sorted(self.limits.items())}
+        if self.low_rank is not None:
+            asked["low_rank"] = self.low_rank
         return asked | {"multiple": self.multiple or "auto", "ignore": sorted(self.ignore)}
 
     def amounts(self, whole: Analysis) -> dict[str, float]:
@@ -78,12 +87,15 @@ class Goal:
     def limits_on(self, analysis: Analysis, amounts: Mapping[str, float]) -> list[Limit]:
         """The budgets as limits of what is left of a model."""
         return [
-            Limit(RESOURCES[name].cost(analysis), RESOURCES[name].terms(analysis), amount)
+            Limit(name, RESOURCES[name].cost(analysis), RESOURCES[name].terms(analysis), amount)
             for name, amount in amounts.items()
         ]
 
-    def chooser(self, analysis: Analysis, scores: dict[Axis, Scores]) -> Chooser:
+    def chooser(self, analysis: Analysis, scores: dict[Axis, Scores], finer: int = 1) -> Chooser:
         """What chooses units within the limits of this goal.
+
+        Args:
+            finer: what the multiples are divided by that suit each axis.
 
         Raises:
             UsageError: a name is unknown.
@@ -97,7 +109,9 @@ class Goal:
                     raise UsageError(f"the limits of group '{group.id}' contradict each other")
                 bounds[group.axis] = low, high
         ignored = named_groups(analysis, self.ignore, "ignore")
-        return Chooser(analysis, scores, ignored, self.multiple, bounds)
+        if self.low_rank == "only":
+            ignored = list(analysis.groups)
+        return Chooser(analysis, scores, ignored, self.multiple, bounds, finer)
 
     def check(self, analysis: Analysis, amounts: Mapping[str, float] | None = None) -> None:
         """Before any long work.
@@ -110,22 +124,30 @@ class Goal:
             PlanError: nothing can be removed, or not enough.
         """
         self._check_arguments()
-        if not analysis.groups:
+        if not analysis.groups and self.low_rank is None:
             pins = "; ".join(dict.fromkeys(pin.reason for pin in analysis.pins))
             raise PlanError(f"no group of channels can be removed: {pins or 'the model has no weights'}")
-        nothing = {group.axis: np.zeros(group.size) for group in analysis.groups}
-        furthest = self.chooser(analysis, nothing).at_ratio(1.0)
-        for name, amount in (self.amounts(analysis) if amounts is None else amounts).items():
-            resource = RESOURCES[name]
-            cost = resource.cost(analysis)
-            least, whole = cost(furthest), cost(Selection({}))
-            if least > amount:
-                asked = self.budgets[name]
+        amounts = self.amounts(analysis) if amounts is None else amounts
+        for name, least in self.least(analysis, amounts).items():
+            if least > amounts[name]:
+                resource, asked = RESOURCES[name], self.budgets[name]
                 told = f"{asked:,}" if _is_count(asked) else f"{asked:.1%} of the"
+                whole = resource.cost(analysis)(Selection({}))
                 raise PlanError(
                     f"{told} {resource.what} cannot be reached: pruning as far as possible leaves"
                     f" {least / whole:.1%}, which is {least:,}"
                 )
+
+    def least(self, analysis: Analysis, names: Iterable[str]) -> dict[str, int]:
+        """How little of these resources can be left of a model, each by itself.
+
+        Raises:
+            UsageError: as `chooser`.
+        """
+        nothing = {group.axis: np.zeros(group.size) for group in analysis.groups}
+        furthest = self.chooser(analysis, nothing).at_ratio(1.0)
+        layers = find_layers(analysis, self.ignore).values() if self.low_rank is not None else ()
+        return {name: least_with_ranks(analysis, furthest, layers, name) for name in names}
 
     def _check_arguments(self) -> None:
         given = [*(["ratio"] if self.ratio is not None else []), *self.budgets]
@@ -144,6 +166,16 @@ class Goal:
                 raise UsageError(
                     f"{name} {amount:.0%} is out of range: it is what may remain, above 0 % to 100 %, or an"
                     " integer above 1 for an absolute amount"
+                )
+        if self.low_rank is not None:
+            if self.low_rank not in LOW_RANK:
+                raise UsageError(
+                    f"there is no low_rank '{self.low_rank}'; choose one of {', '.join(LOW_RANK)}"
+                )
+            if self.budgets.keys() <= {"memory"}:
+                raise UsageError(
+                    "lower ranks need a budget that they can save: macs, params or bytes. A ratio is one of"
+                    " channels, and so is the memory for activations"
                 )
         if self.exact and self.ratio is not None:
             raise UsageError("a ratio leaves nothing to share out exactly: give a budget")

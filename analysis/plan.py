@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -18,13 +18,20 @@ from .errors import PlanError
 from .exact import allot_exactly
 from .goal import Goal
 from .groups import Analysis
+from .lowrank import RankCurve
 from .memory import keeps_all
 from .problem import Problem
+from .ranks import RankedProblem
 from .scores import Ranking
 from .selection import Selection
+from .truncation import Ranks
 
 FORMAT = "onnx-prune plan"
 VERSION = 1
+
+# Small nets have few multiples that suit their axes: parts of these are taken where a budget is not used up.
+_FINER = (1, 2, 4)
+_USED = 0.99
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,13 @@ class Plan:
         entries: groups that shrink; all others stay whole.
         options: how the choice was made (criterion, ratio or budget, multiple, ignored names).
         blocks: residual blocks that go whole, before anything shrinks; see `analysis.blocks.Block`.
+        ranks: of layers that become factors once channels are gone, by the name of their weight.
     """
 
     entries: tuple[Entry, ...]
     options: dict[str, Any]
     blocks: tuple[str, ...] = ()
+    ranks: Mapping[str, Ranks] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -61,8 +70,10 @@ class Plan:
         )
         options = json.dumps(self.options, sort_keys=True)
         blocks = f'  "blocks": {json.dumps(list(self.blocks))},\n' if self.blocks else ""
+        ranks = {name: rank.to_json() for name, rank in sorted(self.ranks.items())}
+        rest = f'{blocks}  "ranks": {json.dumps(ranks)},\n' if ranks else blocks
         return (
-            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n  "options": {options},\n{blocks}'
+            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n  "options": {options},\n{rest}'
             f'  "groups": [\n    {entries}\n  ]\n}}\n'
         )
 
@@ -88,9 +99,10 @@ class Plan:
             )
             options = dict(data["options"])
             blocks = tuple(str(block) for block in data.get("blocks", []))
-        except (KeyError, TypeError, ValueError) as error:
+            ranks = {str(weight): Ranks.from_json(value) for weight, value in data.get("ranks", {}).items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"the plan is malformed: {error!r}") from None
-        return Plan(entries, options, blocks)
+        return Plan(entries, options, blocks, ranks)
 
 
 @keeps_all
@@ -100,6 +112,7 @@ def make_plan(
     ranking: Ranking,
     how: Mapping[str, object] | None = None,
     amounts: Mapping[str, float] | None = None,
+    curves: Sequence[RankCurve] = (),
 ) -> Plan:
     """Choose channels to remove.
 
@@ -107,22 +120,31 @@ def make_plan(
         ranking: what is lost with each unit.
         how: options to write into the plan beside those of the goal: where the ranking is from.
         amounts: what the budgets of the goal amount to, where they are not those of ``analysis`` itself.
+        curves: what is lost by lower ranks, where the goal has them.
 
     Raises:
-        UsageError, PlanError: as `Goal.check`.
+        UsageError, PlanError: as `Goal.check`, and `RankedProblem.check`.
     """
     amounts = goal.amounts(analysis) if amounts is None else amounts
     goal.check(analysis, amounts)
-    chooser = goal.chooser(analysis, ranking.scores)
     told = goal.options | dict(how or {})
     if goal.ratio is not None:
-        return Plan(entries_of(analysis, chooser.at_ratio(goal.ratio)), told)
-    problem = Problem(chooser, ranking, goal.limits_on(analysis, amounts))
-    if not goal.exact:
-        return Plan(entries_of(analysis, chooser.at(allot(problem))), told)
-    found = allot_exactly(problem)
-    told["exact"] = {"gap": round(found.gap, 6), "seconds": found.seconds}
-    return Plan(entries_of(analysis, chooser.at(found.ratios)), told)
+        return Plan(entries_of(analysis, goal.chooser(analysis, ranking.scores).at_ratio(goal.ratio)), told)
+    for finer in _FINER if goal.multiple is None else _FINER[:1]:
+        chooser = goal.chooser(analysis, ranking.scores, finer)
+        channels = Problem(chooser, ranking, goal.limits_on(analysis, amounts))
+        problem = RankedProblem.of(analysis, channels, curves)
+        if goal.exact:
+            found = allot_exactly(problem)
+            ratios = found.ratios
+            told["exact"] = {"gap": round(found.gap, 6), "seconds": found.seconds}
+        else:
+            ratios = allot(problem)
+        if problem.usage(ratios).max() >= _USED:
+            break
+    problem.check(ratios)
+    selection, ranks = problem.choice(ratios)
+    return Plan(entries_of(analysis, selection), told, ranks=ranks)
 
 
 def entries_of(analysis: Analysis, selection: Selection) -> tuple[Entry, ...]:

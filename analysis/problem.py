@@ -35,8 +35,9 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Limit:
-    """A cost that must not exceed ``amount``: the cost itself, and the terms it is estimated by."""
+    """A cost that must not exceed ``amount``: its name, the cost itself, and the terms it is estimated by."""
 
+    name: str
     cost: Cost
     terms: Sequence[Term]
     amount: float
@@ -49,6 +50,19 @@ class Problem:
     chooser: Chooser
     ranking: Ranking
     limits: Sequence[Limit]
+
+    @property
+    def count(self) -> int:
+        """How many sets there are."""
+        return len(self.chooser.sets)
+
+    def ratios(self, number: int, most: int) -> list[float]:
+        """About so many ratios of a set, rising from 0, that differ in what they do."""
+        return self.chooser.ratios(number, most)
+
+    def orders(self) -> list[list[int]]:
+        """In which orders sets are worth visiting when one is chosen with the others fixed."""
+        return [list(range(self.count))]
 
     def usage(self, ratios: Sequence[float]) -> Vector:
         """Each cost over its limit, shape (limits,)."""
@@ -72,7 +86,7 @@ class Problem:
 
     def ladder(self, number: int, rungs: int, more: Sequence[float] = ()) -> Ladder:
         """What a set can give, at about so many ratios and those of ``more``."""
-        found = {r for r in self.chooser.ratios(number, rungs) if r <= _MOST} | set(more)
+        found = {r for r in self.ratios(number, rungs) if r <= _MOST} | set(more)
         ratios = sorted(found)
         counts = [self.chooser.counts(number, ratio) for ratio in ratios]
         errors = np.array([self.error(number, ratio) for ratio in ratios])

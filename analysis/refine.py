@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .budget import Chooser
-
 Vector = NDArray[np.float64]
 
-_RUNGS = 512
+RUNGS = 512  # of a set, at most
 _COARSE = 96  # steps of a whole ladder at first
 _EXCHANGES = 16
 _TRIES = 8
@@ -24,6 +22,7 @@ class Refinement:
     """Moves sets of groups up and down their ladders one by one, as long as the budgets hold.
 
     Args:
+        ladders: the ratios each set can take, rising.
         ratios: of each set, within the budgets.
         usage: the costs over their limits at ratios of all sets.
         error: of a set at a ratio.
@@ -31,13 +30,13 @@ class Refinement:
 
     def __init__(
         self,
-        chooser: Chooser,
+        ladders: Sequence[list[float]],
         ratios: Sequence[float],
         usage: Callable[[Sequence[float]], Vector],
         error: Callable[[int, float], float],
     ) -> None:
-        self._ladders = [chooser.ratios(k, _RUNGS) for k in range(len(ratios))]
-        self._rungs = [_rung(ladder, ratio) for ladder, ratio in zip(self._ladders, ratios, strict=True)]
+        self._ladders = ladders
+        self._rungs = [_rung(ladder, ratio) for ladder, ratio in zip(ladders, ratios, strict=True)]
         self._usage = usage
         self._error = error
         self._errors: dict[tuple[int, int], float] = {}

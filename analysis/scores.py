@@ -34,11 +34,6 @@ class Ranking:
         """``other`` for the groups it has, and this one for all others."""
         return Ranking(self.scores | other.scores, self.errors | other.errors)
 
-    def of(self, analysis: Analysis, other: Analysis) -> Ranking:
-        """The ranking of ``analysis``, for another of a model with the same groups."""
-        pairs = [(a.axis, b.axis) for a, b in zip(analysis.groups, other.groups, strict=True)]
-        return Ranking({b: self.scores[a] for a, b in pairs}, {b: self.errors[a] for a, b in pairs})
-
 
 def by_share(scores: dict[Axis, Scores]) -> Ranking:
     """Groups compared by the share of their importance that goes."""

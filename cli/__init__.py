@@ -6,7 +6,14 @@ import os
 import warnings
 
 from ..analysis.errors import OnnxPruneError, PluginWarning
-from . import analyze, compile, prune, sensitivity, sparsify  # each adds its commands  # noqa: F401
+from . import (  # each adds its commands  # noqa: F401
+    analyze,
+    compile,
+    factorize,
+    prune,
+    sensitivity,
+    sparsify,
+)
 from .app import app
 from .show import fail, warn
 

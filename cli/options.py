@@ -152,10 +152,22 @@ Drop = Annotated[
         "--drop", metavar="BLOCK", help="Remove this residual block whole (analyze lists them). Repeatable."
     ),
 ]
+LowRank = Annotated[
+    bool,
+    typer.Option(
+        "--low-rank",
+        help="Where it costs less than removing channels, write layers as factors of lower rank.",
+    ),
+]
 Export = Annotated[
     Path | None,
     typer.Option("--export", metavar="FILE.json", help="Also write the kept positions of every weight."),
 ]
+SavePlan = Annotated[
+    Path | None,
+    typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
+]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the certificate.")]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", metavar="TRAINED.onnx", help="Take weights that were trained elsewhere."),
@@ -186,6 +198,7 @@ def _choice(
     steps: Steps = 1,
     drop: Drop = None,
     sensitivity: Sensitivity = None,
+    low_rank: LowRank = False,
 ) -> api.Options:
     """What commands that choose channels are told, as the API takes it."""
     budgets = [value for value in (macs, params, bytes_, memory, latency, accuracy_drop) if value is not None]
@@ -218,6 +231,7 @@ def _choice(
         "steps": steps,
         "drop": drop or (),
         "sensitivity": sensitivity,
+        "low_rank": "compete" if low_rank else None,
     }
 
 

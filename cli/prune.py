@@ -62,7 +62,8 @@ def plan(
     print_costs(before, after)
     say_measured(made)
     removed = sum(entry.size - len(entry.keep) for entry in made.entries)
-    say(f"wrote {output}: {removed} channels of {len(made.entries)} groups go")
+    factors = f", {len(made.ranks)} layers become factors of lower rank" if made.ranks else ""
+    say(f"wrote {output}: {removed} channels of {len(made.entries)} groups go{factors}")
     emit(
         json_,
         cost_json(before, after)
@@ -119,15 +120,25 @@ def prune(
     model: options.ModelPath,
     output: options.Output,
     chosen: api.Options,
-    save_plan: Annotated[
-        Path | None,
-        typer.Option("--save-plan", metavar="PLAN.json", help="Also write the plan that was carried out."),
-    ] = None,
+    save_plan: options.SavePlan = None,
     export: options.Export = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the certificate.")] = False,
+    no_verify: options.NoVerify = False,
     json_: options.Json = None,
 ) -> None:
     """Plan, apply and verify in one go. Nothing is written when the certificate does not hold."""
+    carry_out(model, output, chosen, save_plan, export, no_verify, json_)
+
+
+def carry_out(
+    model: Path,
+    output: Path,
+    chosen: api.Options,
+    save_plan: Path | None,
+    export: Path | None,
+    no_verify: bool,
+    json_: str | None,
+) -> None:
+    """Plan, apply, verify and write a model, and say what was done."""
     check_outputs(output, save_plan, export, json_)
     with console.status("load") as status:
         loaded = api.load(model)
@@ -153,6 +164,7 @@ def prune(
         | {
             "verify": verdict_json(verdict) if verdict else None,
             "recover": recovery_json(result.refits),
+            "ranks": json.loads(result.plan.to_json()).get("ranks", {}),
             "calibration": result.calibration,
             "latency": result.plan.options.get("latency"),
             "accuracy": result.plan.options.get("accuracy"),
@@ -162,6 +174,8 @@ def prune(
     )
     if verdict:
         report(verdict)
+    if result.plan.ranks:
+        say(f"wrote {len(result.plan.ranks)} layers as factors of lower rank")
     if result.calibration is not None:
         say(f"calibrated on {result.calibration}")
     if result.refits:

@@ -14,7 +14,7 @@ from ..analysis.plan import Plan
 from .calibrate import Calibration, Spec, open_calibration
 from .execute import Arrays
 from .labels import Labels, accuracy, classes_of, run_batches
-from .pipeline import refitted, shrunk
+from .pipeline import carried_out
 from .planner import Planner
 
 # Samples that accuracy is measured on at most, and at least: below, they are those that layers are fitted on.
@@ -101,10 +101,7 @@ def largest_cut(planner: Planner, drop: float, judge: Judge, progress: Callable[
     for _ in range(_PROBES):
         share = (low + high) / 2
         chosen = planner.at_macs(share)
-        smaller = shrunk(model, chosen)
-        if inputs is not None and planner.request.recover != "none":
-            smaller, _ = refitted(model, smaller, chosen, inputs)
-        after = judge.accuracy(smaller)
+        after = judge.accuracy(carried_out(model, chosen, inputs))
         progress(f"{share:.1%} of the MACs have an accuracy of {after:.2%}, of {before:.2%}")
         if before - after <= drop + _SLACK:
             best, high = (chosen, after), share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +17,23 @@ from ..analysis.scores import Ranking, Scores
 from ..analysis.selection import Selection
 from ..analysis.threads import threads_for
 from .influence import root_influences
-from .statistics import collect
+from .statistics import Statistics, collect
 from .stretch import stretched, variants_for
 
 
 @keeps_all
-def rank_by_obs(
+def weighed_statistics(
     analysis: Analysis,
     inputs: Inputs,
     seed: int = 0,
     progress: Callable[[str], None] = lambda step: None,
-) -> Ranking:
-    """The order in which OBS removes the units of each group, and the error this makes.
+    layers: Collection[str] = (),
+) -> Statistics:
+    """What layers read; errors there count times the root of how much they move the outputs
+    (`passes.influence`).
 
-    The error is the sum over the layers that read the group of their relative error, after the rest has been
-    fitted again, times the root of how much an error there moves the outputs (`passes.influence`). Groups
-    that no measured layer reads, as in the bodies of loops, are ranked by `L2`.
+    Args:
+        layers: outputs of nodes that are measured although no group is read there.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model on these inputs.
@@ -46,9 +47,23 @@ def rank_by_obs(
             Path(folder) / "all",
             seed,
             samples=inputs.samples * (1 + variants),
+            layers=layers,
         )
         progress("measure what errors do")
         statistics.weigh(root_influences(analysis, statistics.outputs, inputs, Path(folder) / "few"))
+    return statistics
+
+
+@keeps_all
+def rank_by_obs(
+    analysis: Analysis, statistics: Statistics, progress: Callable[[str], None] = lambda step: None
+) -> Ranking:
+    """The order in which OBS removes the units of each group, and the error this makes.
+
+    The error is the sum over the layers that read the group of their relative error, after the rest has been
+    fitted again, times the weight that errors have there (`weighed_statistics`). Groups that no measured
+    layer reads, as in the bodies of loops, are ranked by `L2`.
+    """
     scores: dict[Axis, Scores] = {}
     errors: dict[Axis, Scores] = {}
     for k, group in enumerate(analysis.groups):
@@ -64,7 +79,8 @@ def rank_by_obs(
 
 
 def _rank(setting: Setting) -> Ranking:
-    return rank_by_obs(setting.analysis, setting.measured(), progress=setting.progress)
+    statistics = weighed_statistics(setting.analysis, setting.measured(), progress=setting.progress)
+    return rank_by_obs(setting.analysis, statistics, setting.progress)
 
 
 OBS = Criterion("obs", "what its removal costs once the rest is fitted again", _rank, measures=True)

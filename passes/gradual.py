@@ -2,7 +2,8 @@
 
 The plan is still one for the whole model. In each step but the last it is made for a part of the way and
 carried out, layers are fitted again where that is asked for, and the units that stayed are ranked once more
-in what came out. Those that went keep their place below them.
+in what came out. Those that went keep their place below them. Ranks are not lowered on the way, and what they
+lose is measured anew as well, in the layers that are left.
 """
 
 from __future__ import annotations
@@ -12,26 +13,28 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..analysis.criteria import Setting
 from ..analysis.goal import Goal
 from ..analysis.groups import Analysis, analyze
 from ..analysis.plan import Plan, make_plan, select
 from ..analysis.scores import Ranking
+from .base import run_passes
 from .calibrate import Calibration
+from .losses import Losses, measure_losses
 from .options import Request
 from .pipeline import refitted
+from .rank_curves import FOLD, Places
 from .shrink import shrink
 
 
-def ranked_in_steps(
+def measured_in_steps(
     left: Analysis,
     request: Request,
-    ranking: Ranking,
+    losses: Losses,
     amounts: dict[str, float],
     inputs: Calibration | None,
     progress: Callable[[str], None] = lambda step: None,
-) -> Ranking:
-    """``ranking``, measured again after each of the first ``request.steps - 1`` parts of the way.
+) -> Losses:
+    """``losses``, measured again after each of the first ``request.steps - 1`` parts of the way.
 
     Args:
         left: analysis of the model, without the blocks that go.
@@ -50,14 +53,19 @@ def ranked_in_steps(
 
         goal = _part(request.goal, part)
         some = {name: whole[name] * (amount / whole[name]) ** part for name, amount in amounts.items()}
-        plan = make_plan(left, goal, ranking, {"recover": request.recover}, some)
+        plan = make_plan(left, goal, losses.ranking, {"recover": request.recover}, some, losses.curves)
+        plan = replace(plan, ranks={})
         smaller = shrink(left.model, plan, left)
         if inputs is not None and request.recover != "none":
             smaller = refitted(left.model, smaller, plan, inputs, left, say)[0]
         analysis = analyze(smaller)
-        again = request.criterion.rank(Setting(analysis, inputs, say))
-        ranking = _continued(left, plan, ranking, analysis, again)
-    return ranking
+        places = None
+        if goal.low_rank is not None:
+            places = Places.of(left, run_passes(smaller, FOLD), goal.ignore)
+        again = measure_losses(analysis, goal, request.criterion, inputs, say, places)
+        ranking = _continued(left, plan, losses.ranking, analysis, again.ranking)
+        losses = Losses(ranking, again.curves)
+    return losses
 
 
 def _part(goal: Goal, part: float) -> Goal:

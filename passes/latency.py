@@ -10,7 +10,7 @@ from typing import Any
 from ..analysis.errors import PlanError, UsageError
 from ..analysis.plan import Plan
 from .clocks import Clock, Time
-from .pipeline import shrunk
+from .pipeline import carried_out
 from .planner import Planner
 
 _TEXT = re.compile(r"\s*([\d.]+(?:e[+-]?\d+)?)\s*(%|us|ms|s)\s*", re.IGNORECASE)
@@ -115,9 +115,10 @@ class _Search:
     def _probe(self, share: float) -> float:
         """The budget that the model of a share of the multiply-accumulates uses."""
         chosen = self._planner.at_macs(share)
-        if chosen.entries not in self._seen:
-            self._seen[chosen.entries] = self._clock(shrunk(self._planner.whole.model, chosen))
-        time = self._seen[chosen.entries]
+        key = chosen.entries, tuple(chosen.ranks.items())
+        if key not in self._seen:
+            self._seen[key] = self._clock(carried_out(self._planner.whole.model, chosen))
+        time = self._seen[key]
         used = self._budget.used(time)
         self._progress(f"{share:.1%} of the MACs take {time.ms:.3g} ms, {time.share:.0%}")
         if used <= 1 and (self._best is None or used > self._budget.used(self._best[1])):

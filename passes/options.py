@@ -32,6 +32,8 @@ class GoalOptions(TypedDict, total=False):
         ignore: names of nodes, tensors or groups that stay whole.
         limits: for such names the least and the most units that stay: a float is a share, an integer a count.
         exact: share budgets out by integer programming, which takes up to a minute.
+        low_rank: "compete" to write layers as factors of lower rank where that costs less than removing
+            channels, "only" with all channels kept; None for no.
     """
 
     ratio: float | None
@@ -43,6 +45,7 @@ class GoalOptions(TypedDict, total=False):
     ignore: Sequence[str]
     limits: Mapping[str, Range]
     exact: bool
+    low_rank: str | None
 
 
 class Options(GoalOptions, total=False):
@@ -145,6 +148,10 @@ class Request:
                 "a sensitivity is of use for budgets of the whole model alone, not where blocks are dropped"
                 " or every group loses the same ratio"
             )
+        if goal.low_rank is not None and measured is not None:
+            raise UsageError("a sensitivity holds errors of channels alone: give it or low_rank, not both")
+        if goal.low_rank == "only" and steps > 1:
+            raise UsageError("steps rank channels again, of which none go where ranks alone are lowered")
         return Request(
             goal,
             criterion,

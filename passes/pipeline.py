@@ -10,19 +10,23 @@ from pathlib import Path
 import onnx
 
 from ..analysis.criteria import Criterion
-from ..analysis.errors import UsageError
+from ..analysis.errors import PlanError, UsageError
 from ..analysis.graph import constant_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan, select
 from ..analysis.selection import Selection
+from ..analysis.truncation import Ranks
 from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import Calibration, Spec, open_calibration
 from .choose import OBS
 from .cleanup import Cleanup
 from .criteria import criterion_of
+from .factorize import Factorize, check_ranks
 from .fold import FoldConstants
+from .rank_curves import Places
+from .rank_fit import of_ranks
 from .recover import Refit, recover
 from .rotate import principal
 from .shrink import Shrink
@@ -114,6 +118,7 @@ def refitted(
         turned, _ = principal(analysis, calibration, rotated, progress=progress)
         analysis = analyze(turned)
         smaller = shrunk(turned, replace(plan, blocks=()), analysis)
+    ranks = ranks_in(model, smaller, plan, analysis)
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
         variants = variants_for(analysis.macs(Selection({})), calibration.samples)
         return recover(
@@ -124,7 +129,59 @@ def refitted(
             Path(folder),
             progress=lambda name: progress(f"fit {name}"),
             variants=variants,
+            solver=of_ranks(ranks),
         )
+
+
+def ranks_in(model: Model, smaller: Model, plan: Plan, analysis: Analysis | None = None) -> dict[str, Ranks]:
+    """The ranks of a plan by the names that weights have in ``smaller``, what `shrunk` made of ``model``.
+
+    They come in the order of the layers, so that a plan that was written and read makes the same bytes.
+
+    Raises:
+        PlanError: a weight of the plan is none that can be taken apart, or not with these ranks.
+    """
+    if not plan.ranks:
+        return {}
+    if plan.blocks or analysis is None:
+        analysis = analyze(DropBlocks(plan.blocks)(model))
+    places = Places.of(analysis, smaller)
+    for weight, ranks in plan.ranks.items():
+        if weight not in places.facts:
+            raise PlanError(f"the plan takes '{weight}' apart, which is no weight of a layer that can be")
+        check_ranks(weight, places.facts[weight], places.shape(weight), ranks)
+    return {places.name(weight): plan.ranks[weight] for weight in places.facts if weight in plan.ranks}
+
+
+def carried_out(model: Model, plan: Plan, calibration: Calibration | None = None) -> Model:
+    """What a plan makes of a model.
+
+    Args:
+        calibration: what layers are fitted again on, where the plan says so; they are not without.
+
+    Raises:
+        PlanError, UsageError, ModelError: as `shrunk` and `finished`.
+    """
+    return finished(model, shrunk(model, plan), plan, calibration)
+
+
+def finished(
+    model: Model,
+    smaller: Model,
+    plan: Plan,
+    calibration: Calibration | None,
+    analysis: Analysis | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Model:
+    """``smaller``, what `shrunk` made, fitted again where the plan says so and with the ranks it has.
+
+    Raises:
+        PlanError, UsageError, ModelError: as `ranks_in` and `refitted`.
+    """
+    ranks = ranks_in(model, smaller, plan, analysis)
+    if calibration is not None and recovery_of(plan) != "none":
+        smaller = refitted(model, smaller, plan, calibration, analysis, progress)[0]
+    return run_passes(smaller, [Factorize(ranks)]) if ranks else smaller
 
 
 def difference(wanted: onnx.ModelProto, got: onnx.ModelProto) -> str:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from ..analysis.criteria import L2, Setting
+from ..analysis.criteria import L2
 from ..analysis.goal import Goal
 from ..analysis.groups import Analysis, analyze
 from ..analysis.plan import Plan, make_plan
 from ..analysis.resources import RESOURCES
-from ..analysis.scores import Ranking
 from ..analysis.selection import Selection
 from .blocks import DropBlocks
 from .calibrate import Calibration
-from .gradual import ranked_in_steps
+from .gradual import measured_in_steps
+from .losses import Losses, measure_losses
 from .options import Request
 from .pipeline import calibrate
 from .rotate import principal
@@ -30,15 +28,16 @@ class Planner:
 
     Attributes:
         whole: analysis of the model.
-        left: analysis of what is left of it without the blocks that go.
+        left: analysis of what is left of it without the blocks that go, some groups turned.
+        losses: what goes with channels, and with ranks.
         inputs: what channels are ranked and layers fitted on; None where only weights are read.
-        rotated: ids of groups that are ranked along their principal axes.
+        rotated: ids of the groups that are turned to their principal axes.
     """
 
     request: Request
     whole: Analysis
     left: Analysis
-    ranking: Ranking
+    losses: Losses
     inputs: Calibration | None
     rotated: tuple[str, ...] = ()
 
@@ -57,14 +56,13 @@ class Planner:
         )
         # Blocks alone go where the ratio is 0, and no order matters.
         criterion = L2 if request.goal.ratio == 0 else request.criterion
-        ranked, rotated = _rotated(left, request, inputs, progress)
-        ranking = criterion.rank(Setting(ranked, inputs, progress))
+        left, rotated = _rotated(left, request, inputs, progress)
+        losses = measure_losses(left, request.goal, criterion, inputs, progress)
         if request.goal.ratio != 0:
-            ranking = ranked_in_steps(ranked, request, ranking, request.goal.amounts(whole), inputs, progress)
-        ranking = ranking.of(ranked, left)
+            losses = measured_in_steps(left, request, losses, request.goal.amounts(whole), inputs, progress)
         if request.sensitivity is not None:
-            ranking = request.sensitivity.ranking(left, ranking)
-        return Planner(request, whole, left, ranking, inputs, rotated)
+            losses = Losses(request.sensitivity.ranking(left, losses.ranking))
+        return Planner(request, whole, left, losses, inputs, rotated)
 
     def plan(self) -> Plan:
         """A plan for the goal of the request.
@@ -87,10 +85,9 @@ class Planner:
         """The least and the most multiply-accumulates that a plan can leave, as shares of the whole."""
         cost = RESOURCES["macs"].cost(self.left)
         whole = RESOURCES["macs"].cost(self.whole)(Selection({}))
-        nothing = {group.axis: np.zeros(group.size) for group in self.left.groups}
-        furthest = self.request.goal.chooser(self.left, nothing).at_ratio(1.0)
+        least = self.request.goal.least(self.left, ["macs"])["macs"]
         most = min(self.request.goal.amounts(self.whole).get("macs", whole), cost(Selection({})))
-        return cost(furthest) / whole, most / whole
+        return least / whole, most / whole
 
     def noted(self, plan: Plan, how: Mapping[str, object]) -> Plan:
         """A plan with more said of how it was found."""
@@ -107,7 +104,8 @@ class Planner:
             how["sensitivity"] = request.sensitivity.digest
 
         def make(amounts: Mapping[str, float]) -> Plan:
-            made = make_plan(self.left, goal, self.ranking, how, amounts)
+            losses = self.losses
+            made = make_plan(self.left, goal, losses.ranking, how, amounts, losses.curves)
             rotated = [entry.group for entry in made.entries if entry.group in self.rotated]
             told = made.options | ({"rotated": rotated} if rotated else {})
             return replace(made, options=told, blocks=request.drop)

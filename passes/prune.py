@@ -14,11 +14,14 @@ from ..analysis.export import index_lists, to_json
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.plan import Plan
+from .base import run_passes
 from .blocks import DropBlocks
 from .calibrate import SAMPLES, Calibration
 from .calibrate import Spec as CalibrationSource
+from .contract import both, certify_factors, certify_same, contracted
+from .factorize import Factorize
 from .options import Options, Request, read_text
-from .pipeline import calibrate, difference, recovery_of, refitted, shrunk
+from .pipeline import calibrate, difference, finished, ranks_in, recovery_of, refitted, shrunk
 from .planner import Planner
 from .recover import Refit
 from .search import prepared
@@ -108,9 +111,7 @@ def apply(
     """
     smaller = shrunk(model, plan, analysis)
     inputs = calibrate(model, None, recovery_of(plan), calibration, samples)
-    if inputs is None:
-        return smaller
-    return refitted(model, smaller, plan, inputs, analysis, progress)[0]
+    return finished(model, smaller, plan, inputs, analysis, progress)
 
 
 def verify(
@@ -128,12 +129,18 @@ def verify(
         PlanError: the plan does not fit the model.
         ModelError: one of the two does not run.
     """
-    if recovery_of(plan) == "none":
+    fitted = recovery_of(plan) != "none"
+    if not fitted and not plan.ranks:
         return certify(model, pruned, plan, seed, analysis)
     smaller = shrunk(model, plan, analysis)
     verdict = certify(model, smaller, plan, seed, analysis)
-    other = difference(smaller.proto, pruned.proto)
-    if verdict.ok and other:
+    ranks = ranks_in(model, smaller, plan, analysis)
+    if verdict.ok and ranks:
+        verdict = both(verdict, certify_factors(pruned, smaller, ranks, seed))
+    if verdict.ok and not fitted:
+        return both(verdict, certify_same(pruned, Factorize(ranks)(smaller), seed))
+    other = difference(smaller.proto, contracted(pruned, smaller, ranks).proto) if verdict.ok else ""
+    if other:
         return replace(verdict, ok=False, message=f"apart from its weights the model is another one: {other}")
     return replace(verdict, message=f"{verdict.message}, before its weights were fitted again")
 
@@ -181,11 +188,17 @@ def prune(
     chosen = timed("plan", lambda: search(Planner.of(analysis, request, progress), progress))
     smaller = timed("apply", lambda: shrunk(model, chosen, analysis))
     verdict = timed("verify", lambda: certify(model, smaller, chosen, analysis=analysis)) if check else None
+    ranks = ranks_in(model, smaller, chosen, analysis)
     refits: tuple[Refit, ...] = ()
     if recover != "none" and inputs is not None:
         smaller, refits = timed(
             "recover", lambda: refitted(model, smaller, chosen, inputs, analysis, progress)
         )
+    if ranks:
+        whole = smaller
+        smaller = timed("factorize", lambda: run_passes(whole, [Factorize(ranks)]))
+        if verdict is not None and verdict.ok:
+            verdict = both(verdict, certify_factors(smaller, whole, ranks))
     before, after = measure(model, analysis), measure(smaller)
     source = inputs.source if inputs else None
     return PruneResult(smaller, chosen, verdict, analysis, before, after, seconds, refits, source)
@@ -193,6 +206,8 @@ def prune(
 
 def export_lists(model: Model, plan: Plan) -> str:
     """The positions that stay of every weight by its original name, as JSON, to fine-tune the source model.
+
+    Layers that become factors are whole there: the source model knows no factors.
 
     Example:
         ``Path("indices.json").write_text(export_lists(model, plan))``

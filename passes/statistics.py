@@ -96,6 +96,14 @@ class Statistics:
         """Take errors of these outputs times a factor each; see `passes.influence`."""
         self._influence = influence
 
+    def gram(self, output: str) -> Matrix | None:
+        """Of what the node reads that computes ``output``, around the mean; None where it is not measured."""
+        return next((p.moments[0].gram(0, centred=True) for p in self._probes if p.output == output), None)
+
+    def influence(self, output: str) -> float:
+        """By what errors of an output are taken times."""
+        return self._influence.get(output, 1.0)
+
     def consumers(self, axis: Axis, centred: bool = True) -> list[Consumer]:
         """What reads the units of a group's axis.
 
@@ -105,7 +113,7 @@ class Statistics:
         return [
             replace(
                 consumer,
-                energy=consumer.energy / max(_LEAST_INFLUENCE, self._influence.get(probe.output, 1.0)),
+                energy=consumer.energy / max(_LEAST_INFLUENCE, self.influence(probe.output)),
             )
             for probe in self._probes
             if axis in probe.atoms
@@ -120,6 +128,7 @@ def collect(
     seed: int = 0,
     samples: int = 256,
     axes: Collection[Axis] | None = None,
+    layers: Collection[str] = (),
 ) -> Statistics:
     """Run the model once and measure every contraction over the units of a group.
 
@@ -127,6 +136,7 @@ def collect(
         axes: of the groups; None for all.
         folder: for activations on disk; emptied by the caller.
         samples: how many samples there will be, by which rows are shared out.
+        layers: outputs of nodes that are measured although no group is read there.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model on these inputs.
@@ -134,10 +144,9 @@ def collect(
     proto = analysis.model.proto
     stream = Stream(proto, batches, folder)
     atoms = {group.axis for group in analysis.groups} if axes is None else set(axes)
-    probes = sorted(_probes(analysis, stream, atoms, seed), key=lambda probe: probe.position)
-    sizes = {
-        name: int(np.prod([a.size for a in types or ()])) for name, types in analysis.walk.axes_of.items()
-    }
+    probes = sorted(_probes(analysis, stream, atoms, seed, layers), key=lambda probe: probe.position)
+    typed = analysis.walk.axes_of
+    sizes = {name: int(np.prod([a.size for a in types or ()])) for name, types in typed.items()}
     k = 0
     while k < len(probes):
         elements, last = 0, k
@@ -155,7 +164,9 @@ def collect(
     return Statistics(probes)
 
 
-def _probes(analysis: Analysis, stream: Stream, atoms: set[Axis], seed: int) -> Iterator[_Probe]:
+def _probes(
+    analysis: Analysis, stream: Stream, atoms: set[Axis], seed: int, layers: Collection[str]
+) -> Iterator[_Probe]:
     walk = analysis.walk
     positions = {node.output[0]: k for k, node in enumerate(stream.nodes)}
     linears = {fact.node.index: fact for fact in walk.linears if can_be_read(fact)}
@@ -165,14 +176,15 @@ def _probes(analysis: Analysis, stream: Stream, atoms: set[Axis], seed: int) -> 
         places = dict(contraction.places)
         if node.outputs[0] not in positions or node.index in seen or contraction.in_place:
             continue
+        always = node.outputs[0] in layers
         fact = linears.get(node.index)
         if fact is not None and {fact.data, fact.weight} <= places.keys():
             probe = _of_weight(
-                analysis, fact, places, atoms, positions[node.outputs[0]], stream.batches, seed
+                analysis, fact, places, atoms, positions[node.outputs[0]], stream.batches, seed, always
             )
         elif len(places) == 2 and all(walk.axes_of.get(node.inputs[i]) for i in places):
             probe = _of_computed(
-                analysis, node.inputs, places, atoms, positions[node.outputs[0]], stream, seed
+                analysis, node.inputs, places, atoms, positions[node.outputs[0]], stream, seed, always
             )
         else:
             continue
@@ -189,6 +201,7 @@ def _of_weight(
     position: int,
     batches: int,
     seed: int,
+    always: bool,
 ) -> _Probe | None:
     walk, node = analysis.walk, fact.node
     constant = walk.constants[node.inputs[fact.weight]]
@@ -201,7 +214,7 @@ def _of_weight(
         return None
     along = [units_along(block) for block in blocks]
     reached = frozenset(atom for units in along for atom in units if atom in atoms)
-    if not reached:
+    if not reached and not always:
         return None
     moments, add = _reader(analysis, fact, layer, position, batches, seed)
 
@@ -271,6 +284,7 @@ def _of_computed(
     position: int,
     stream: Stream,
     seed: int,
+    always: bool,
 ) -> _Probe | None:
     """Both operands are computed. Queries and keys are each the weight of the other; a transposed constant is
     one as well, and is seldom without a bias after it."""
@@ -282,7 +296,7 @@ def _of_computed(
     assert types is not None
     along = units_along(types[k])
     reached = frozenset(atom for atom in along if atom in atoms)
-    if not reached:
+    if not reached and not always:
         return None
     size = find(types[k]).size
     moments = Moments.empty(1, size), Moments.empty(1, size)

@@ -8,7 +8,8 @@ from ..analysis.cost import Cost, measure, predict
 from ..analysis.groups import Analysis
 from ..analysis.model import Model
 from ..analysis.plan import Plan
-from .pipeline import shrunk
+from .factorize import Factorize, of_shape
+from .pipeline import ranks_in, shrunk
 
 _ROUNDS = 4
 _FULL, _NEAR = 0.997, 0.98  # of a budget: used up, and what limits the choice
@@ -32,20 +33,27 @@ def used_up(
     if _FOLDED.isdisjoint(amounts):
         return chosen
     aims = dict(amounts)
-    left = measure(shrunk(model, chosen))
+    left = _left(model, chosen)
     room = _room(amounts, aims, predict(analysis, chosen), left)
     for _ in range(_ROUNDS):
         if not room:
             break
         higher = {name: aim + room.get(name, 0.0) for name, aim in aims.items()}
         more = make(higher)
-        left = measure(shrunk(model, more))
+        left = _left(model, more)
         if any(_used(left, name) > amount for name, amount in amounts.items()):
             room = {name: gap / 2 for name, gap in room.items()}
         else:
             chosen, aims = more, higher
             room = _room(amounts, aims, predict(analysis, chosen), left)
     return chosen
+
+
+def _left(model: Model, plan: Plan) -> Cost:
+    """What a plan leaves of a model."""
+    smaller = shrunk(model, plan)
+    ranks = ranks_in(model, smaller, plan)
+    return measure(Factorize(ranks, of_shape)(smaller))
 
 
 def _room(

@@ -75,7 +75,7 @@ def certify(
     analysis = analysis or analyze(model)
     if plan.blocks:
         shorter = DropBlocks(plan.blocks)(model)
-        verdict = _compare(model, silenced(analysis, plan.blocks), shorter, analysis, "exact", seed)
+        verdict = compare(model, silenced(analysis, plan.blocks), shorter, analysis, "exact", seed)
         if not verdict.ok:
             return verdict
         model, analysis = shorter, analyze(shorter)
@@ -84,7 +84,7 @@ def certify(
     used = {entry.group for entry in plan.entries}
     renormalising = any(g.exactness == "renormalising" for g in analysis.groups if g.id in used)
     kind: Exactness = "renormalising" if renormalising else "exact"
-    return _compare(model, masked, pruned, analysis, kind, seed)
+    return compare(model, masked, pruned, analysis, kind, seed)
 
 
 def same(analysis: Analysis, other: Model, seed: int = 0) -> Verdict:
@@ -93,12 +93,19 @@ def same(analysis: Analysis, other: Model, seed: int = 0) -> Verdict:
     Raises:
         ModelError: one of the two does not run.
     """
-    return _compare(analysis.model, analysis.model.proto, other, analysis, "exact", seed)
+    return compare(analysis.model, analysis.model.proto, other, analysis, "exact", seed)
 
 
-def _compare(
+def compare(
     model: Model, masked: onnx.ModelProto, pruned: Model, analysis: Analysis, kind: Exactness, seed: int
 ) -> Verdict:
+    """Run ``pruned`` and what it should compute on random inputs.
+
+    Args:
+        model: whose inputs and outputs both must have.
+        masked: what computes what ``pruned`` should.
+        analysis: whose stand-ins for sizes known only at run time both take.
+    """
     mismatch = _signature_mismatch(model.proto, pruned.proto)
     if mismatch:
         return Verdict(False, kind, float("inf"), mismatch)

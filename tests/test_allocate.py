@@ -7,18 +7,20 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from graphs import Graph
+from graphs import PLAIN, Graph
 from numpy.typing import NDArray
-from onnx_prune import Model, analyze
+from onnx_prune import Model, analyze, load, plan
 from onnx_prune.analysis.allocate import LEVELS, Allocator, allot
 from onnx_prune.analysis.axes import Axis, atom, fix, prod, total
 from onnx_prune.analysis.budget import Chooser
 from onnx_prune.analysis.goal import Goal
 from onnx_prune.analysis.groups import Analysis
+from onnx_prune.analysis.plan import select
 from onnx_prune.analysis.problem import Ladder, Problem
 from onnx_prune.analysis.resources import RESOURCES, Term
 from onnx_prune.analysis.scores import Ranking
 from onnx_prune.analysis.selection import Selection
+from onnx_prune.models.digits import FOLDER
 
 Vector = NDArray[np.float64]
 
@@ -165,6 +167,14 @@ def test_budgets_are_met_and_never_exceeded(seed: int, what: str, fraction: floa
     analysis = analyze(chain(128, 200, 160, 96))
     chosen = within(analysis, ranked(analysis, seed), **{what: fraction})
     assert 0.99 * fraction <= share(analysis, chosen, what) <= fraction
+
+
+@pytest.mark.parametrize("fraction", [0.8, 0.65, 0.5, 0.35, 0.25])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "vit"])
+def test_budgets_of_small_nets_are_met_although_channels_are_aligned(name: str, fraction: float) -> None:
+    analysis = analyze(load(FOLDER / f"digits_{name}.onnx"))
+    chosen = select(analysis, plan(analysis, macs=fraction, **PLAIN))
+    assert 0.99 * fraction <= share(analysis, chosen, "macs") <= fraction
 
 
 @pytest.mark.parametrize("fraction", [0.9, 0.5, 0.2])

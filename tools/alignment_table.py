@@ -46,7 +46,8 @@ A group is one of channels of convolutions when one reads it, or when convolutio
 multiply-accumulates that it takes part in. So the stream of a ConvNeXt is rounded, and that of a ViT is not.
 
 `--multiple N` rounds every group to multiples of N instead, `--multiple 1` none. A budget takes the rounding
-into account. With `--ratio` at most that ratio goes: of 32 channels nothing goes below a ratio of 1/8.
+into account; where a small network has too few multiples to use 99 % of one, halves or quarters of them are
+taken. With `--ratio` at most that ratio goes: of 32 channels nothing goes below a ratio of 1/8.
 
 ## Measured
 
