@@ -1,4 +1,4 @@
-"""Run a model piece by piece over many batches, with what later pieces read kept on disk in between."""
+"""Run a model piece by piece over many batches, and keep what later pieces read: on disk, where it is much."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..analysis.graph import Array, subgraphs, tensor_of, walk_graphs
 from .execute import Arrays, first_line, open_session
 
 THREADS = 2
+_ROOM = 1 << 28  # bytes of activations that stay in memory; others are on disk
 
 
 class Stream:
@@ -42,6 +43,8 @@ class Stream:
         self._folder = folder
         self._threads = threads
         folder.mkdir(parents=True, exist_ok=True)
+        self._room = _ROOM
+        self._memory: dict[tuple[str, int], Array] = {}
         self._stored: set[str] = set()
         self._numbers: dict[str, int] = {}
         self._last_read: dict[str, int] = {}
@@ -157,7 +160,7 @@ class Stream:
         except Exception as error:
             raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None
 
-    # ------------------------------------------------------------------ tensors on disk
+    # ------------------------------------------------------------------ tensors that are kept
 
     def holds(self, name: str) -> bool:
         """Whether a tensor is kept for later nodes."""
@@ -172,16 +175,25 @@ class Stream:
         return self._folder / f"{number}.{batch}.npy"
 
     def _store(self, name: str, batch: int, value: Array) -> None:
-        np.save(self._path(name, batch), value)
+        if self._room >= value.nbytes:
+            self._room -= value.nbytes
+            self._memory[name, batch] = value
+        else:
+            np.save(self._path(name, batch), value)
 
     def _load(self, name: str, batch: int) -> Array:
+        if (name, batch) in self._memory:
+            return self._memory[name, batch]
         value: Array = np.load(self._path(name, batch))
         return value
 
     def _forget(self, name: str) -> None:
         self._stored.discard(name)
         for batch in range(self.batches):
-            self._path(name, batch).unlink(missing_ok=True)
+            if (name, batch) in self._memory:
+                self._room += self._memory.pop((name, batch)).nbytes
+            else:
+                self._path(name, batch).unlink(missing_ok=True)
 
 
 def read_by(node: onnx.NodeProto) -> Iterator[str]:
