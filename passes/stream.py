@@ -1,4 +1,4 @@
-"""Run a model piece by piece over many batches, and keep what later pieces read: on disk, where it is much."""
+"""Run a model piece by piece over many batches, and keep what later pieces read: on disk where it is much."""
 
 from __future__ import annotations
 

@@ -105,7 +105,8 @@ def test_any_stops_give_what_one_run_gives(tmp_path: Path, flag: bool) -> None:
                 assert_same(got, right)
 
 
-def test_a_trained_model_in_pieces(tmp_path: Path) -> None:
+def test_a_trained_model_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_prune.passes.stream._ROOM", 1 << 16)  # some in memory, some on disk
     proto = load(FOLDER / "digits_resnet.onnx").proto
     batches = split(proto)
     (right, *_), (got, *_) = whole(proto, batches[:1]), pieces(proto, batches[:1], [3, 4, 11], tmp_path)
@@ -116,7 +117,16 @@ def files(folder: Path) -> int:
     return len(list(folder.iterdir()))
 
 
-def test_files_of_tensors_that_nobody_reads_any_more_are_deleted(tmp_path: Path) -> None:
+def test_few_tensors_stay_in_memory(tmp_path: Path) -> None:
+    proto = residual().proto
+    stream = Stream(proto, split(proto, (2, 2)), tmp_path)
+    assert stream.holds("x") and not files(tmp_path)
+
+
+def test_files_of_tensors_that_nobody_reads_any_more_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnx_prune.passes.stream._ROOM", 0)
     proto = residual().proto
     stream = Stream(proto, split(proto, (2, 2)), tmp_path)
     assert files(tmp_path) == 2  # the input, of two batches
