@@ -29,6 +29,7 @@ Draw = Callable[[np.random.Generator, int], Arrays]
 
 # What the search may cost: candidates in all and at once, multiply-accumulates, bytes held.
 _CANDIDATES, _AT_ONCE, _WORK, _BYTES = 12 << 10, 1024, 5e11, 1 << 28
+_A_BYTE = 4e3  # multiply-accumulates in whose time a byte of a candidate is bred
 _SCALES = tuple(4.0**k for k in range(-3, 5))
 _RUN_ELEMENTS = 1 << 21
 _EXCHANGES = 2
@@ -157,8 +158,8 @@ def matched(
     unit = wanted.first.unit
     size = sum(value.nbytes for value in draw(np.random.default_rng(seed), unit).values()) // unit
     samples = min(samples, max(1, _BYTES // size // unit) * unit)
-    macs = max(1, measure(model).macs)
-    total = int(np.clip(_WORK / macs, 2 * samples, _CANDIDATES))
+    work = measure(model).macs + _A_BYTE * size
+    total = int(np.clip(_WORK / work, 2 * samples, _CANDIDATES))
     each = int(np.clip(min(total // 2, _AT_ONCE, _BYTES // size) // unit * unit, samples, None))
 
     scale = min(_SCALES, key=lambda s: _loss_at(probe, draw, noises, s, seed, unit))
