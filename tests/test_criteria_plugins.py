@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import Graph
+from graphs import PLAIN, Graph
 from onnx import numpy_helper
 from onnx_prune import Model, UsageError, plan, save
 from onnx_prune.analysis.errors import PluginError, PluginWarning
@@ -92,7 +92,7 @@ def test_two_claims_on_one_name_harm_nothing_else(site: Path) -> None:
         PluginError, match=r"two criteria 'l1': one of onnx-prune itself, one of the plug-in 'one"
     ):
         kept("l1")
-    assert kept("l2") == [entry.keep for entry in plan(model(), ratio=0.5).entries]
+    assert kept("l2") == [entry.keep for entry in plan(model(), ratio=0.5, **PLAIN).entries]
 
 
 @pytest.mark.parametrize(
