@@ -193,7 +193,7 @@ def test_accuracy_is_measured_with_labels(tmp_path: Path) -> None:
 
 def test_synthetic_inputs_do_without_data() -> None:
     found = sensitivity(net(), ratios=(0.5,), samples=32, **ONE_PROCESS)
-    assert (found.criterion, found.recover) == ("l2", "none")
+    assert (found.criterion, found.recover) == ("obs", "least-squares")
     assert found.curves[0].measured[1] > 0
 
 
@@ -296,7 +296,7 @@ def test_curves_of_another_model_or_criterion_are_refused() -> None:
     with pytest.raises(PlanError, match="another model"):
         plan(other, macs=0.5, calibration=data, sensitivity=found)
     with pytest.raises(PlanError, match="--criterion obs, not l2"):
-        plan(model, macs=0.5, sensitivity=found)
+        plan(model, macs=0.5, sensitivity=found, **PLAIN)
     with pytest.raises(PlanError, match=r"w2:1.*not measured"):
         plan(model, macs=0.5, calibration=data, sensitivity=replace(found, curves=found.curves[:1]))
     with pytest.raises(UsageError, match="budgets"):
