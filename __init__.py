@@ -33,7 +33,7 @@ from .analysis.model import Model, load
 from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
-from .backends.run import bench, compile
+from .backends.run import bench, compile, tune
 from .passes.data.calibrate import Calibration, open_calibration
 from .passes.data.calibrate import Spec as CalibrationSource
 from .passes.options import Options, load_sensitivity
@@ -106,6 +106,7 @@ __all__ = [
     "sensitivity",
     "sparsify",
     "take_weights",
+    "tune",
     "verify",
     "without_blocks",
 ]

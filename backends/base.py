@@ -30,6 +30,21 @@ class TensorSpec:
     shape: tuple[int | str | None, ...]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far tuning came.
+
+    Attributes:
+        done, total: kernels; those that were known before are not counted.
+        before, after: milliseconds of the kernels done in a run of the model, by default and as found.
+    """
+
+    done: int
+    total: int
+    before: float
+    after: float
+
+
 class Artifact(Protocol):
     """A compiled or loaded model."""
 

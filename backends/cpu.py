@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..analysis.errors import BackendError, UsageError
 from ..passes.execute import first_line
 from ..passes.save import save_text, write_atomic
-from .base import Arrays, TensorSpec, check_inputs, signature
+from .base import Arrays, Progress, TensorSpec, check_inputs, signature
 from .quiet import native_log_hidden
 
 _FORMAT = 1
@@ -157,6 +157,7 @@ class CpuBackend:
     Attributes:
         threads: threads the compiled kernels run on.
         dims: sizes of the inputs' symbolic dimensions by name; all others are compiled as 1.
+        database: a folder of measured kernels (`tune`): the fastest known are taken.
 
     Raises:
         UsageError: ``threads`` or a size is not positive.
@@ -164,6 +165,7 @@ class CpuBackend:
 
     threads: int = 1
     dims: Mapping[str, int] = field(default_factory=dict)
+    database: Path | None = None
     name: ClassVar[str] = "tvm"
 
     def __post_init__(self) -> None:
@@ -181,6 +183,8 @@ class CpuBackend:
         """
         _require_tvm()
         from .tvm import build, frontend
+        from .tvm.database import Database
+        from .tvm.workloads import Choices
 
         fixed = frontend.static(model, self.dims)
         inputs, outputs = signature(fixed)
@@ -191,7 +195,36 @@ class CpuBackend:
                 TensorSpec(spec.name, spec.dtype, shape) for spec, shape in zip(outputs, shapes, strict=True)
             )
             target = build.host_target(self.threads)
-            return CpuArtifact(build.build(module, target), inputs, outputs, target)
+            known = {} if self.database is None else Database(self.database).best(target)
+            return CpuArtifact(build.build(module, target, Choices(known)), inputs, outputs, target)
+
+    def tune(
+        self,
+        model: onnx.ModelProto,
+        seconds: float,
+        progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> Progress:
+        """Time kernels of ``model`` for so long, those with the most work first, into the database.
+
+        What the database knows already is not timed again, so that an interrupted run goes on where it was.
+
+        Returns:
+            How far it came.
+
+        Raises:
+            UsageError: there is no database.
+            BackendError: TVM is not installed, or cannot take the model.
+        """
+        if self.database is None:
+            raise UsageError("tuning needs a database to keep what it finds")
+        _require_tvm()
+        from .tvm import build, frontend, tune
+        from .tvm.database import Database
+
+        with native_log_hidden():
+            module = frontend.import_model(frontend.fold(frontend.static(model, self.dims)))
+            target = build.host_target(self.threads)
+            return tune.tune(module, target, Database(self.database), seconds, progress)
 
 
 def _flat(result: Any) -> list[NDArray[Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ..analysis.errors import UsageError
 from ..analysis.model import Model
 from ..passes.clocks import CLOCKS
-from .base import Backend
+from .base import Backend, Progress
 from .clock import stopwatch
 from .cpu import CpuArtifact, CpuBackend
 from .measure import Timing, compare
@@ -18,12 +19,15 @@ CLOCKS["cpu"] = lambda dense: stopwatch(CpuBackend(), dense)
 CLOCKS["onnxruntime"] = lambda dense: stopwatch(OnnxRuntimeBackend(), dense)
 
 
-def compile(model: Model, target: str = "cpu", threads: int = 1) -> CpuArtifact:
+def compile(
+    model: Model, target: str = "cpu", threads: int = 1, database: str | Path | None = None
+) -> CpuArtifact:
     """Compile a model with Apache TVM; the artifact runs, and saves itself as one .so.
 
     Args:
         target: what to compile for; "cpu" is this machine's processor.
         threads: threads its kernels run on.
+        database: the folder that `tune` fills: of each kernel the fastest known way is taken.
 
     Example:
         ``compile(load("smaller.onnx")).save(Path("smaller.so"))``
@@ -33,7 +37,35 @@ def compile(model: Model, target: str = "cpu", threads: int = 1) -> CpuArtifact:
         BackendError: TVM is not installed, or cannot take the model.
     """
     _check_target(target)
-    return CpuBackend(threads).compile(model.proto)
+    return CpuBackend(threads, database=None if database is None else Path(database)).compile(model.proto)
+
+
+def tune(
+    model: Model,
+    database: str | Path,
+    seconds: float = 300,
+    target: str = "cpu",
+    threads: int = 1,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Time the kernels of a model in several ways each, and keep the fastest in a database.
+
+    Kernels that the database knows are not timed again. It is one of TVM's MetaSchedule.
+
+    Args:
+        database: a folder, made where there is none.
+        seconds: after which it ends; the kernels with the most work come first.
+        progress: called before each kernel.
+
+    Example:
+        ``tune(model, "tuned", seconds=60)``, then ``compile(model, database="tuned")``
+
+    Raises:
+        UsageError: there is no such target, or ``threads`` is not positive.
+        BackendError: TVM is not installed, cannot take the model, or the database cannot be opened.
+    """
+    _check_target(target)
+    return CpuBackend(threads, database=Path(database)).tune(model.proto, seconds, progress)
 
 
 def bench(
@@ -41,10 +73,12 @@ def bench(
     target: str = "cpu",
     against: str = "onnxruntime",
     threads: int = 1,
+    database: str | Path | None = None,
 ) -> list[Timing]:
     """Time models compiled by TVM and in the runtime ``against``, interleaved on the same random inputs.
 
-    Axes whose size is known only at run time have one position.
+    Axes whose size is known only at run time have one position. Kernels are taken from ``database`` where it
+    knows them.
 
     Example:
         ``bench([("dense", load("model.onnx")), ("pruned", load("smaller.onnx"))])``
@@ -56,7 +90,8 @@ def bench(
     _check_target(target)
     if against != OnnxRuntimeBackend.name:
         raise UsageError(f"there is no runtime '{against}' to compare with; choose {OnnxRuntimeBackend.name}")
-    backends: list[Backend] = [OnnxRuntimeBackend(threads), CpuBackend(threads)]
+    folder = None if database is None else Path(database)
+    backends: list[Backend] = [OnnxRuntimeBackend(threads), CpuBackend(threads, database=folder)]
     return compare([(name, model.proto) for name, model in models], backends, against)
 
 

@@ -69,6 +69,24 @@ def amount(text: str, option: str, units: Mapping[str, int], example: str) -> Am
     return found
 
 
+def seconds(text: str, option: str) -> float:
+    """A time such as 90s, 5m or 1h.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = _NUMBER.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError
+        found = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2].lower()]
+        if not 0 < found < float("inf"):
+            raise ValueError
+    except (ValueError, KeyError):
+        raise UsageError(f"{option} '{text}' is no time: write 90s, 5m or 1h") from None
+    return found
+
+
 def limits(texts: Sequence[str]) -> dict[str, Range]:
     """``NAME=MIN:MAX``, of which either end may be missing; an end is a count, or a share such as 25%.
 

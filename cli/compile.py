@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,27 +11,49 @@ import onnx_prune as api
 import typer
 from rich.markup import escape
 
-from . import options
+from ..backends.base import Progress
+from . import amounts, options
 from .app import app, examples
 from .show import check_outputs, console, emit, grid, say, step
 
+Folder = Annotated[
+    Path | None,
+    typer.Option("--database", metavar="FOLDER", help="Kernels that 'onnx-prune tune' measured."),
+]
 
-@app.command("compile", epilog=examples("compile smaller.onnx -o smaller.so --target cpu"))
+
+@app.command(
+    "compile",
+    epilog=examples(
+        "compile smaller.onnx -o smaller.so --target cpu",
+        "compile smaller.onnx -o smaller.so --tune 5m --database tuned",
+    ),
+)
 def compile_(
     model: options.ModelPath,
     output: options.Output,
     target: options.Target = "cpu",
     threads: options.Threads = 1,
+    tune: Annotated[
+        str | None,
+        typer.Option("--tune", metavar="TIME", help="Look for faster kernels first, for 90s, 5m or 1h."),
+    ] = None,
+    database: Folder = None,
     json_: options.Json = None,
 ) -> None:
     """Compile a model with Apache TVM into one shared library with its weights inside."""
     # A description of the library's inputs and outputs goes beside it.
     check_outputs(output, output.with_name(output.name + ".json"), json_)
+    limit = None if tune is None else amounts.seconds(tune, "--tune")
     seconds: dict[str, float] = {}
     with step(seconds, "load"):
         loaded = api.load(model)
-    with step(seconds, "compile"):
-        artifact = api.compile(loaded, target, threads)
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(own) if database is None and limit else database
+        if limit and folder is not None:
+            _tune(loaded, folder, limit, target, threads, seconds)
+        with step(seconds, "compile"):
+            artifact = api.compile(loaded, target, threads, folder)
     with step(seconds, "save"):
         artifact.save(output)
     size = output.stat().st_size
@@ -39,6 +62,47 @@ def compile_(
         json_,
         {"output": str(output), "bytes": size, "target": target, "threads": threads, "seconds": seconds},
     )
+
+
+@app.command(epilog=examples("tune model.onnx --database tuned --time 5m"))
+def tune(
+    model: options.ModelPath,
+    database: Annotated[
+        Path, typer.Option("--database", metavar="FOLDER", help="Where to keep what was measured.")
+    ],
+    time: Annotated[str, typer.Option("--time", metavar="TIME", help="For how long: 90s, 5m, 1h.")] = "5m",
+    target: options.Target = "cpu",
+    threads: options.Threads = 1,
+    json_: options.Json = None,
+) -> None:
+    """Look for the fastest kernels of a model; go on where the database ends."""
+    check_outputs(json_)
+    limit = amounts.seconds(time, "--time")
+    seconds: dict[str, float] = {}
+    with step(seconds, "load"):
+        loaded = api.load(model)
+    found = _tune(loaded, database, limit, target, threads, seconds)
+    emit(json_, {"database": str(database), **asdict(found), "seconds": seconds})
+
+
+def _tune(
+    model: api.Model, database: Path, limit: float, target: str, threads: int, seconds: dict[str, float]
+) -> Progress:
+    with step(seconds, "tune") as status:
+
+        def show(progress: Progress) -> None:
+            gain = f": {progress.before:.3f} ms became {progress.after:.3f} ms" if progress.done else ""
+            status.update(f"tune kernel {progress.done + 1} of {progress.total}{gain}")
+
+        found = api.tune(model, database, limit, target, threads, show)
+    if found.total:
+        say(
+            f"tuned {found.done} of {found.total} kernels: {found.before:.3f} ms of them became"
+            f" {found.after:.3f} ms; kept in {database}"
+        )
+    else:
+        say(f"all kernels are known in {database}")
+    return found
 
 
 @app.command(
@@ -54,13 +118,15 @@ def bench(
         typer.Option("--against", metavar="NAME", help="The runtime ratios compare with: onnxruntime."),
     ] = "onnxruntime",
     threads: options.Threads = 1,
+    database: Folder = None,
     json_: options.Json = None,
 ) -> None:
     """Time models in TVM and in another runtime, interleaved; sizes known only at run time are 1."""
     check_outputs(json_)
     seconds: dict[str, float] = {}
     with step(seconds, "bench"):
-        timings = api.bench([(str(path), api.load(path)) for path in models], target, against, threads)
+        loaded = [(str(path), api.load(path)) for path in models]
+        timings = api.bench(loaded, target, against, threads, database)
     table = grid("model", "runtime", "median ms", f"÷ {against}")
     for timing in timings:
         table.add_row(escape(timing.model), timing.runtime, f"{timing.median_ms:.3f}", f"{timing.ratio:.2f}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tvm
-from tvm import relax, s_tir, tirx
+from tvm import relax, s_tir, te, tirx
 from tvm.s_tir import dlight
 from tvm.target import codegen
 
@@ -20,6 +20,7 @@ from .schedules.gemm import Gemm
 from .schedules.pool import Pool
 from .schedules.reduction import Reduction
 from .schedules.rows import Rows
+from .workloads import Choice, Choices, Workload
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,11 +47,12 @@ def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:
     )
 
 
-def build(module: Any, description: Mapping[str, Any]) -> Any:
+def build(module: Any, description: Mapping[str, Any], choices: Choices | None = None) -> Any:
     """A VM executable.
 
     Args:
         module: a Relax module as imported, with one function, ``main``.
+        choices: what is known of kernels.
         description: of the target; kernels use as many threads as it has ``num-cores``.
 
     Raises:
@@ -59,14 +61,39 @@ def build(module: Any, description: Mapping[str, Any]) -> Any:
     target = tvm.target.Target(dict(description))
     try:
         with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
-            lowered = schedule(lower_graph(module), int(description["num-cores"]))
+            lowered = schedule(lower_graph(module, choices or Choices()), int(description["num-cores"]))
             return tvm.compile(lowered, target=target)
     except Exception as error:  # passes raise whatever their parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(f"TVM cannot compile the model: {lines[-1][:300]}") from error
 
 
-def lower_graph(module: Any) -> Any:
+def workloads_of(module: Any) -> list[tuple[Workload, int]]:
+    """The kernels of an imported module that can be computed in several ways, and how often it runs each.
+
+    Raises:
+        BackendError: the module cannot be compiled.
+    """
+    choices = Choices()
+    with tvm.transform.PassContext(opt_level=3, config=_CONFIG):
+        lower_graph(module, choices)
+    return list(choices.seen.items())
+
+
+def kernel_of(
+    workload: Workload, choice: Choice, description: Mapping[str, Any]
+) -> tuple[Any, list[tuple[int, ...]]]:
+    """A compiled kernel by itself, as function ``main``, and the shapes of its arguments, the result last."""
+    tensors = workload.tensors(choice)
+    function = te.create_prim_func(list(tensors)).with_attr("global_symbol", "main")
+    shapes = [tuple(int(size) for size in tensor.shape) for tensor in tensors]
+    target = tvm.target.Target(dict(description))
+    with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
+        schedule = workload.rule(int(description["num-cores"])).schedule(s_tir.Schedule(function))
+        return tvm.compile(schedule.mod, target=target).jit(), shapes
+
+
+def lower_graph(module: Any, choices: Choices) -> Any:
     """Relax passes from imported operators to fused functions."""
     t = relax.transform
     before = [t.CanonicalizeBindings(), t.FoldConstant(), t.DeadCodeElimination()]
@@ -81,7 +108,7 @@ def lower_graph(module: Any) -> Any:
     ]
     module = tidy(t.DecomposeOpsForInference()(module))
     module = tvm.transform.Sequential(before)(module)
-    return tvm.transform.Sequential(after)(lower(module))
+    return tvm.transform.Sequential(after)(lower(module, choices))
 
 
 def schedule(module: Any, threads: int) -> Any:

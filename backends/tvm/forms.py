@@ -15,6 +15,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Constant
 
 from .schedules.common import LANES, ceil_div, i64
+from .workloads import Choices
 
 # How TVM's fusion treats a kernel: as a root that takes elementwise operators in, or alone.
 ELEMENTWISE, INJECTIVE, FUSIBLE, ALONE = 0, 2, 4, 8
@@ -55,13 +56,15 @@ def operator(value: Any) -> str:
 
 class Forms:
     """Attributes:
+    choices: what is taken for each kernel that can be computed in several ways.
     builder: where new bindings go.
     definitions: what each variable of the original function is bound to.
     uses: in how many places of the original function a variable is read.
     plain, packed: the forms that exist of each variable of the original function.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, choices: Choices) -> None:
+        self.choices = choices
         function = module["main"]
         # The importer brings kernels of its own; the builder must keep clear of their names.
         kernels = {name: kernel for name, kernel in module.functions.items() if name.name_hint != "main"}

@@ -13,17 +13,18 @@ from tvm import relax
 
 from . import packed, plain
 from .forms import Forms, is_float, operator
+from .workloads import Choices
 
 _RULES = packed.RULES | plain.RULES
 
 
-def lower(module: Any) -> Any:
+def lower(module: Any, choices: Choices) -> Any:
     """The module with its main function rewritten to packed kernels where they fit."""
     function = module["main"]
     blocks = getattr(function.body, "blocks", [])
     if len(blocks) != 1 or not isinstance(function.body.body, relax.Var):
         return module  # control flow: left to TVM's own lowering
-    forms = Forms(module)
+    forms = Forms(module, choices)
     with forms.builder.function("main", list(function.params)):
         with forms.builder.dataflow():
             for binding in blocks[0].bindings:

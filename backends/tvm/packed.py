@@ -16,6 +16,7 @@ from tvm.ir import Constant
 from .forms import ALONE, FUSIBLE, Forms, shape_of, static_shape
 from .schedules import conv, pool
 from .schedules.common import LANES, ceil_div, i64
+from .workloads import Convolution, Depthwise
 
 _UNARY = ("relax.nn.relu", "relax.nn.leakyrelu", "relax.clip", "relax.negative", "relax.abs")
 _BINARY = ("relax.add", "relax.subtract", "relax.multiply", "relax.maximum", "relax.minimum")
@@ -27,7 +28,7 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     if attrs.data_layout != "NCHW" or not isinstance(w, Constant):
         return False
     weights = w.value.numpy()
-    _, c, h, width = static_shape(x)
+    n, c, h, width = static_shape(x)
     window = conv.Window(
         kernel=(weights.shape[2], weights.shape[3]),
         strides=_pair(attrs.strides),
@@ -44,7 +45,7 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
         data = forms.pack(x)
         if each_out > 1:
             data = forms.emit(lambda d: conv.repeat_channels(d, out, each_out), "repeat", ALONE, data)
-        tile = conv.choose_tile(1, *window.out(size))
+        tile = conv.Tile(*forms.choices.of(Depthwise((n, out, h, width), window)))
         forms.packed[var] = forms.emit(
             lambda d, k: conv.depthwise(d, k, window, size, tile),
             "depthwise",
@@ -59,10 +60,17 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     if groups > 1:
         weights = conv.join_groups(weights, groups, joined)
     sections = ceil_div(groups, joined)
-    tile = conv.choose_tile(ceil_div(blocks, sections), *window.out(size))
-    if sections > 1:
-        tile = conv.divisor_tile(tile, joined * each_out // LANES)
     thin = c < LANES and x not in forms.packed and groups == 1
+    workload = Convolution(
+        (n, c, h, width),
+        out,
+        weights.shape[1],
+        joined * each_out if sections > 1 else out,
+        window,
+        sections,
+        thin,
+    )
+    tile = conv.Tile(*forms.choices.of(workload))
     data = forms.rebuild(x) if thin else forms.pack(x)
     forms.packed[var] = forms.emit(
         lambda d, k: conv.conv2d(d, k, window, size, blocks, tile, sections),

@@ -16,6 +16,7 @@ from .forms import ALONE, ELEMENTWISE, FUSIBLE, Forms, operator, shape_of, stati
 from .schedules import gemm, rows
 from .vecmath import ELEMENTWISE as FUNCTIONS
 from .views import View, axes_of, divides, reshape_index, view
+from .workloads import Batched, Product
 
 
 def matmul(forms: Forms, var: Any, call: Any) -> bool:
@@ -85,7 +86,7 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
     flat = sum(size != 1 for size in lead) > 1
     lead = (math.prod(lead),) if flat else lead
     position = reshape_index(shape, (*lead, k))
-    tile = gemm.choose_tile(math.prod(lead), n)
+    tile = forms.choices.of(Product(math.prod(lead), k, n))
 
     def compute(data: Any, w: Any) -> Any:
         def read(at: Sequence[Any]) -> Any:
@@ -104,7 +105,7 @@ def _batched(forms: Forms, call: Any, order: list[int]) -> Any:
     x, y = call.args
     left, right = static_shape(x), static_shape(y)
     a, b = _read(forms, x, len(left) - 1), _read(forms, y, None)
-    tile = gemm.choose_tile(left[-2], right[-1])
+    tile = forms.choices.of(Batched(math.prod(left[:-2]), left[-2], left[-1], right[-1]))
     bases = [forms.rebuild(a.base)]
     if not b.base.same_as(a.base):
         bases.append(forms.rebuild(b.base))

@@ -39,16 +39,23 @@ class Window:
 
 @dataclass(frozen=True)
 class Tile:
-    """Output positions kept in registers at once: blocks of eight channels × rows × columns."""
+    """Output positions kept in registers at once: blocks of eight channels × rows × columns.
+
+    Attributes:
+        outer: 0 where the outermost loop is over channels, which keeps weights in the cache, 1 where it is
+            over positions, which keeps the image there.
+    """
 
     channels: int
     rows: int
     columns: int
+    outer: int = 0
 
 
-def choose_tile(blocks: int, height: int, width: int) -> Tile:
-    """The tile with the least estimated time: padding waste, loads for each multiply-add, latency."""
-    best, best_cost = Tile(1, 1, 1), float("inf")
+def tiles(blocks: int, height: int, width: int) -> list[Tile]:
+    """Tiles that fit the registers, those of the least estimated time first: padding waste, loads for each
+    multiply-add, latency."""
+    found: list[tuple[float, Tile]] = []
     for t in range(1, min(4, blocks) + 1):
         for rows in range(1, min(4, height) + 1):
             for columns in range(1, min(14, width) + 1):
@@ -60,9 +67,8 @@ def choose_tile(blocks: int, height: int, width: int) -> Tile:
                 loads = (t + rows * columns) / sums
                 latency = max(1.0, 8.0 / sums)  # eight independent sums hide the latency of an FMA
                 cost = padded * max(latency, loads) * (1 + 0.25 * loads)
-                if cost < best_cost:
-                    best, best_cost = Tile(t, rows, columns), cost
-    return best
+                found.append((cost, Tile(t, rows, columns)))
+    return [tile for _, tile in sorted(found, key=lambda each: each[0])]
 
 
 def pack_weights(weights: NDArray[Any], tile: Tile, lanes_in: int) -> NDArray[Any]:
@@ -154,7 +160,7 @@ def join_groups(weights: NDArray[Any], groups: int, joined: int) -> NDArray[Any]
 def divisor_tile(tile: Tile, blocks: int) -> Tile:
     """The tile with fewer blocks of channels, so that none holds blocks of two groups."""
     channels = max(c for c in range(1, tile.channels + 1) if blocks % c == 0)
-    return Tile(channels, tile.rows, tile.columns)
+    return Tile(channels, tile.rows, tile.columns, tile.outer)
 
 
 def repeat_channels(x: Any, channels: int, times: int) -> Any:
@@ -210,7 +216,7 @@ def conv2d(
             axis=[rc, ry, rx, rv],
         ),
         name="conv_sum",
-        attrs={"conv.tile": f"{t},{tile.rows},{tile.columns}"},
+        attrs={"conv.tile": f"{t},{tile.rows},{tile.columns},{tile.outer}"},
     )
     return te.compute(
         (x.shape[0], i64(blocks), i64(oh), i64(ow), i64(LANES)),
@@ -250,7 +256,7 @@ class Conv(Rule):
         found = annotated(schedule, "conv.tile")
         if found is None:
             return None
-        sums, (t, rows, columns) = found[0], (int(v) for v in str(found[1]).split(","))
+        sums, (t, rows, columns, outer) = found[0], (int(v) for v in str(found[1]).split(","))
         out = inline_around(schedule, lambda name: name in ("conv_pad", "conv_sum"))
         loops = schedule.get_loops(out)
         if len(loops) != 5:
@@ -259,15 +265,16 @@ class Conv(Rule):
         oo, oi = schedule.split(o, [None, t])
         io, ii = schedule.split(i, [None, rows])
         jo, ji = schedule.split(j, [None, columns])
-        schedule.reorder(b, oo, io, jo, ii, ji, oi, v)
+        around = (io, jo, oo) if outer else (oo, io, jo)
+        schedule.reorder(b, *around, ii, ji, oi, v)
         schedule.vectorize(v)
         for loop in (ii, ji, oi):
             schedule.unroll(loop)
         if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS:
-            schedule.parallel(schedule.fuse(b, oo, io))
+            schedule.parallel(schedule.fuse(b, *around[:2]))
         _vector_pad(schedule)
         schedule.set_scope(sums, 0, "local")
-        schedule.compute_at(sums, jo, preserve_unit_loops=True)
+        schedule.compute_at(sums, around[2], preserve_unit_loops=True)
         y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(sums)[-8:]
         schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
         for loop in (rv, y, x, c):

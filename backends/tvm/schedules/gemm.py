@@ -39,10 +39,10 @@ _TILES = [
 ]
 
 
-def choose_tile(rows: int, columns: int) -> tuple[int, int]:
-    """The register tile with the least padded work for a (rows, K) × (K, columns) product."""
+def tiles(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Register tiles for a (rows, K) × (K, columns) product, those of the least padded work first."""
     cost = [(ceil_div(rows, r) * r * ceil_div(columns, c) * c * penalty, r, c) for r, c, penalty in _TILES]
-    return min(cost)[1:]
+    return [(r, c) for _, r, c in sorted(cost)]
 
 
 def pack_weights(weights: NDArray[Any], columns: int) -> NDArray[Any]:
@@ -54,9 +54,14 @@ def pack_weights(weights: NDArray[Any], columns: int) -> NDArray[Any]:
     return np.ascontiguousarray(padded.reshape(k, panels, columns).transpose(1, 0, 2))
 
 
-def matmul_packed(x: Read, lead: Sequence[int], k: int, weights: Any, n: int, tile: tuple[int, int]) -> Any:
-    """x (*lead, k) times packed weights: (*lead, n). At most one axis of ``lead`` is longer than 1."""
-    mr, nr = tile
+def matmul_packed(x: Read, lead: Sequence[int], k: int, weights: Any, n: int, tile: Sequence[int]) -> Any:
+    """x (*lead, k) times packed weights: (*lead, n). At most one axis of ``lead`` is longer than 1.
+
+    Args:
+        tile: rows and columns in registers, and 0 where the outermost loop is over columns, 1 where over
+            rows.
+    """
+    mr, nr, outer = tile
     long = next((i for i, d in enumerate(lead) if d != 1), len(lead) - 1)
     m = lead[long]
     padded = ceil_div(m, mr) * mr
@@ -70,7 +75,7 @@ def matmul_packed(x: Read, lead: Sequence[int], k: int, weights: Any, n: int, ti
         (i64(padded), weights.shape[0], i64(nr)),
         lambda i, panel, j: te.sum(x([*at(i), depth]) * weights[panel, depth, j], axis=[depth]),
         name="gemm_sum",
-        attrs={"gemm.tile": f"{mr},{nr},{long}"},
+        attrs={"gemm.tile": f"{mr},{nr},{long},{outer}"},
     )
     return te.compute(
         [i64(d) for d in (*lead, n)],
@@ -85,7 +90,7 @@ def matmul_batched(
     batch: Sequence[int],
     sizes: tuple[int, int, int],
     order: Sequence[int],
-    tile: tuple[int, int],
+    tile: Sequence[int],
 ) -> Any:
     """x (*batch, m, k) times y (*batch, k, n), panels of y packed inside the kernel.
 
@@ -93,7 +98,7 @@ def matmul_batched(
         sizes: m, k, n.
         order: axes of (*batch, m, n) in the order in which the result has them; n is the last.
     """
-    (mr, nr), (m, k, n), depth = tile, sizes, len(batch)
+    (mr, nr, _), (m, k, n), depth = tile, sizes, len(batch)
     panels, padded = ceil_div(n, nr), ceil_div(m, mr) * mr
     inner = te.reduce_axis((i64(0), i64(k)), "k")
     full = [i64(d) for d in (*batch, m, n)]
@@ -116,7 +121,7 @@ def matmul_batched(
         [*full[:depth], i64(padded), i64(panels), i64(nr)],
         product,
         name="gemm_sum",
-        attrs={"gemm.batched": f"{mr},{nr},{list(order).index(depth)}"},
+        attrs={"gemm.batched": f"{mr},{nr},{list(order).index(depth)},0"},
     )
 
     def result(*at: Any) -> Any:
@@ -137,7 +142,7 @@ class Gemm(Rule):
         if found is None:
             return None
         sums, tile = found[0], [int(v) for v in str(found[1]).split(",")]
-        mr, nr, _ = tile
+        mr, nr, _, by_rows = tile
         out = inline_around(schedule, lambda name: name in ("gemm_pack", "gemm_sum"))
         loops = schedule.get_loops(out)
         if len(loops) < 2:
@@ -147,13 +152,13 @@ class Gemm(Rule):
         panel, lane = schedule.split(loops[-1], [None, nr])
         outer_row, inner_row = schedule.split(row, [None, mr])
         if constant:
-            schedule.reorder(panel, *rest, outer_row, inner_row, lane)
-            outer = panel
+            outer, inner = (outer_row, panel) if by_rows else (panel, outer_row)
+            schedule.reorder(outer, *rest, inner, inner_row, lane)
         else:
             schedule.reorder(*rest, panel, outer_row, inner_row, lane)
-            outer = schedule.fuse(*rest) if len(rest) > 1 else rest[0]
+            outer, inner = schedule.fuse(*rest) if len(rest) > 1 else rest[0], outer_row
         schedule.set_scope(sums, 0, "local")
-        schedule.compute_at(sums, outer_row, preserve_unit_loops=True)
+        schedule.compute_at(sums, inner, preserve_unit_loops=True)
         if batched:
             schedule.compute_at(schedule.get_sblock("gemm_pack"), outer, preserve_unit_loops=True)
         i, p, j, k = schedule.get_loops(sums)[-4:]

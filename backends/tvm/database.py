@@ -1,0 +1,70 @@
+"""Times of kernels in the database format of TVM's MetaSchedule, so that others can read them.
+
+A record is a kernel (a function, not scheduled yet, that carries its workload and its choice as attributes),
+the trace of its schedule, the target, and the seconds of a call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import s_tir, te
+from tvm.s_tir import meta_schedule
+
+from ...analysis.errors import BackendError
+from ...passes.execute import first_line
+from .workloads import Choice, Workload, key
+
+_WORKLOAD, _CHOICE = "onnx_prune.workload", "onnx_prune.choice"
+
+
+class Database:
+    """A folder of records.
+
+    Args:
+        folder: made where there is none.
+
+    Raises:
+        BackendError: the folder cannot be written, or holds no such database.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._records = meta_schedule.database.JSONDatabase(work_dir=str(folder))
+        except Exception as error:  # TVM raises what its parser does
+            raise BackendError(f"cannot open the database '{folder}': {first_line(error)}") from error
+
+    def best(self, target: Mapping[str, Any]) -> dict[str, Choice]:
+        """The fastest choice of each workload by its `workloads.key`, as measured on a target."""
+        wanted = str(tvm.target.Target(dict(target)))
+        found: dict[str, tuple[float, Choice]] = {}
+        for record in self._records.get_all_tuning_records():
+            attributes = record.workload.mod["main"].attrs
+            if str(record.target) != wanted or _WORKLOAD not in attributes or not record.run_secs:
+                continue
+            name = str(attributes[_WORKLOAD])
+            seconds = min(float(second) for second in record.run_secs)
+            if name not in found or seconds < found[name][0]:
+                found[name] = seconds, tuple(json.loads(str(attributes[_CHOICE])))
+        return {name: choice for name, (_, choice) in found.items()}
+
+    def add(self, workload: Workload, choice: Choice, seconds: float, target: Mapping[str, Any]) -> None:
+        """A time of a kernel on a target."""
+        function = te.create_prim_func(list(workload.tensors(choice))).with_attr(_WORKLOAD, key(workload))
+        function = function.with_attr(_CHOICE, json.dumps(choice))
+        module = tvm.IRModule({"main": function})
+        with tvm.target.Target(dict(target)):
+            schedule = workload.rule(int(target["num-cores"])).schedule(s_tir.Schedule(module))
+        record = meta_schedule.database.TuningRecord(
+            schedule.trace,
+            self._records.commit_workload(module),
+            [seconds],
+            tvm.target.Target(dict(target)),
+            meta_schedule.arg_info.ArgInfo.from_prim_func(function),
+        )
+        self._records.commit_tuning_record(record)

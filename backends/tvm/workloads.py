@@ -1,0 +1,200 @@
+"""The kernels that are worth tuning: what each computes, and the ways to compute it.
+
+A workload knows its kernel for any of its choices, so that choices can be timed by themselves and taken from
+a database when a model is compiled. Which of them are tried is decided by a static model (registers, loads
+for each multiply-add, padding); its favourite is what is taken where nothing was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+from tvm import te
+
+from .schedules import conv, gemm
+from .schedules.common import LANES, Rule, ceil_div, i64
+
+# How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
+Choice: TypeAlias = tuple[int, ...]
+
+VERSION = 1  # of kernels and schedules: times of another one say nothing about these
+MOST = 24  # choices of a workload
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution of (n, channels, height, width) to ``out`` channels.
+
+    Attributes:
+        inner, outer: channels that each section reads and makes; see `conv.conv2d`.
+        thin: whether the data is not packed.
+    """
+
+    name: ClassVar[str] = "conv2d"
+    rule: ClassVar[type[Rule]] = conv.Conv
+
+    data: tuple[int, int, int, int]
+    out: int
+    inner: int
+    outer: int
+    window: conv.Window
+    sections: int = 1
+    thin: bool = False
+
+    @property
+    def blocks(self) -> int:
+        return ceil_div(self.out, LANES)
+
+    @property
+    def flops(self) -> float:
+        rows, columns = self.window.out(self.data[2:])
+        return 2.0 * self.data[0] * self.out * rows * columns * self.inner * math.prod(self.window.kernel)
+
+    def choices(self) -> Sequence[Choice]:
+        """The best by the static model first."""
+        each = ceil_div(self.blocks, self.sections)
+        tiles = conv.tiles(each, *self.window.out(self.data[2:]))
+        if self.sections > 1:
+            tiles = list(dict.fromkeys(conv.divisor_tile(tile, self.outer // LANES) for tile in tiles))
+        found = [(t.channels, t.rows, t.columns, outer) for t in tiles for outer in (0, 1)]
+        return found[:MOST]
+
+    def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
+        """What a choice reads and computes."""
+        tile = conv.Tile(*choice)
+        n, c, h, w = self.data
+        blocks_in = ceil_div(c, LANES)
+        shape = (n, c, h, w) if self.thin else (n, blocks_in, h, w, LANES)
+        width = tile.channels * LANES
+        lanes = c if self.thin else LANES
+        outer = ceil_div(self.sections * self.outer, width)
+        kernel = (outer, ceil_div(self.inner, lanes), *self.window.kernel, lanes, width)
+        x, k = _tensor(shape, "x"), _tensor(kernel, "w")
+        return x, k, conv.conv2d(x, k, self.window, (h, w), self.blocks, tile, self.sections)
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A depthwise convolution of (n, channels, height, width)."""
+
+    name: ClassVar[str] = "depthwise"
+    rule: ClassVar[type[Rule]] = conv.Depthwise
+
+    data: tuple[int, int, int, int]
+    window: conv.Window
+
+    @property
+    def flops(self) -> float:
+        return (
+            2.0
+            * math.prod(self.data[:2])
+            * math.prod(self.window.out(self.data[2:]))
+            * math.prod(self.window.kernel)
+        )
+
+    def choices(self) -> Sequence[Choice]:
+        """The best by the static model first."""
+        tiles = [tile for tile in conv.tiles(1, *self.window.out(self.data[2:])) if tile.channels == 1]
+        return [(1, tile.rows, tile.columns, 0) for tile in tiles][:MOST]
+
+    def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
+        """What a choice reads and computes."""
+        n, c, h, w = self.data
+        blocks = ceil_div(c, LANES)
+        x, k = _tensor((n, blocks, h, w, LANES), "x"), _tensor((blocks, *self.window.kernel, LANES), "w")
+        return x, k, conv.depthwise(x, k, self.window, (h, w), conv.Tile(*choice))
+
+
+@dataclass(frozen=True)
+class Product:
+    """(rows, depth) times a constant matrix (depth, columns)."""
+
+    name: ClassVar[str] = "gemm"
+    rule: ClassVar[type[Rule]] = gemm.Gemm
+
+    rows: int
+    depth: int
+    columns: int
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.rows * self.depth * self.columns
+
+    def choices(self) -> Sequence[Choice]:
+        """The best by the static model first."""
+        return [(r, c, outer) for r, c in gemm.tiles(self.rows, self.columns) for outer in (0, 1)][:MOST]
+
+    def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
+        """What a choice reads and computes."""
+        panels = ceil_div(self.columns, choice[1])
+        x, k = _tensor((self.rows, self.depth), "x"), _tensor((panels, self.depth, choice[1]), "w")
+        made = gemm.matmul_packed(lambda at: x(*at), (self.rows,), self.depth, k, self.columns, choice)
+        return x, k, made
+
+
+@dataclass(frozen=True)
+class Batched:
+    """(batch, rows, depth) times (batch, depth, columns), both computed."""
+
+    name: ClassVar[str] = "batched"
+    rule: ClassVar[type[Rule]] = gemm.Gemm
+
+    batch: int
+    rows: int
+    depth: int
+    columns: int
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.batch * self.rows * self.depth * self.columns
+
+    def choices(self) -> Sequence[Choice]:
+        """The best by the static model first."""
+        return [(r, c, 0) for r, c in gemm.tiles(self.rows, self.columns)]
+
+    def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
+        """What a choice reads and computes."""
+        x = _tensor((self.batch, self.rows, self.depth), "x")
+        y = _tensor((self.batch, self.depth, self.columns), "w")
+        sizes = (self.rows, self.depth, self.columns)
+        made = gemm.matmul_batched(
+            lambda at: x(*at), lambda at: y(*at), (self.batch,), sizes, (0, 1, 2), choice
+        )
+        return x, y, made
+
+
+Workload: TypeAlias = Convolution | Depthwise | Product | Batched
+
+
+def key(workload: Workload) -> str:
+    """A name that tells all that matters of a workload."""
+    return json.dumps({"kernel": workload.name, "version": VERSION, **asdict(workload)}, sort_keys=True)
+
+
+@dataclass
+class Choices:
+    """What is taken for each workload: what is known of it, or else its first choice.
+
+    Attributes:
+        known: by `key`.
+        seen: workloads that were asked for, and how often.
+    """
+
+    known: Mapping[str, Choice] = field(default_factory=dict)
+    seen: Counter[Workload] = field(default_factory=Counter)
+
+    def of(self, workload: Workload) -> Choice:
+        """The choice for a workload."""
+        self.seen[workload] += 1
+        options = workload.choices()
+        found = self.known.get(key(workload))
+        return found if found is not None and found in options else options[0]
+
+
+def _tensor(shape: tuple[int, ...], name: str) -> Any:
+    return te.placeholder([i64(size) for size in shape], "float32", name)
