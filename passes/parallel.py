@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TypeVar
 
 import joblib
@@ -62,11 +59,9 @@ def run_all(
             n_jobs=-1 if cluster else None, return_as="generator_unordered", batch_size=1
         )
         calls = (joblib.delayed(_one)(work, k, shared, task) for k, task in enumerate(tasks))
-        with _interrupts() as told:
-            for k, result in parallel(calls):
-                told()
-                results[k] = result
-                done(len(results))
+        for k, result in parallel(calls):
+            results[k] = result
+            done(len(results))
     return [results[k] for k in range(len(tasks))]
 
 
@@ -75,31 +70,6 @@ def _one(
 ) -> tuple[int, Result]:
     with threadpool_limits(1):
         return number, work(shared, task)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], None]]:
-    """Gives what raises an interrupt again that has come: one that reaches a finaliser is only printed."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield lambda: None
-        return
-    came = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        before(number, frame)
-
-    def told() -> None:
-        if came:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

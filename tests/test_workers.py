@@ -61,7 +61,9 @@ def is_busy(process: Path) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_control_c_ends_the_workers() -> None:
     slow = ("--criterion", "l2", "--recover", "least-squares", "--jobs", "2")
-    with start("sensitivity", FOLDER / "digits_vit.onnx", *slow) as running:
+    # A shell starts what it runs in the background with Ctrl-C ignored.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    with start("sensitivity", FOLDER / "digits_vit.onnx", *slow, before=heard) as running:
         assert settled(lambda: len([w for w in workers_of(running.pid) if is_busy(w)]) == 2)
         workers = workers_of(running.pid)
         running.send_signal(signal.SIGINT)
