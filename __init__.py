@@ -34,8 +34,8 @@ from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
 from .backends.run import bench, compile
-from .passes.calibrate import Calibration, open_calibration
-from .passes.calibrate import Spec as CalibrationSource
+from .passes.data.calibrate import Calibration, open_calibration
+from .passes.data.calibrate import Spec as CalibrationSource
 from .passes.options import Options, load_sensitivity
 from .passes.prune import (
     PruneResult,

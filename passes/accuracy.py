@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ..analysis.errors import PlanError, UsageError
 from ..analysis.model import Model
 from ..analysis.plan import Plan
-from .calibrate import Calibration, Spec, open_calibration
+from .data.calibrate import Calibration, Spec, open_calibration
+from .data.labels import Labels, accuracy, classes_of, run_batches
 from .execute import Arrays
-from .labels import Labels, accuracy, classes_of, run_batches
 from .pipeline import carried_out
 from .planner import Planner
 

@@ -16,7 +16,7 @@ from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from .edit import drop_dead, node_key
 from .factorize import channels, factorable
-from .layers import Layer
+from .measure.layers import Layer
 from .upcast import in_float32
 from .verify import Verdict, compare
 

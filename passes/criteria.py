@@ -18,8 +18,8 @@ from ..analysis.criteria import OF_WEIGHTS, Criterion, Setting
 from ..analysis.errors import OnnxPruneError, PluginError, UsageError
 from ..analysis.groups import Analysis
 from ..analysis.scores import Ranking
-from .activation import ACTIVATION
-from .choose import OBS
+from .measure.activation import ACTIVATION
+from .measure.choose import OBS
 
 GROUP = "onnx_prune.criteria"
 

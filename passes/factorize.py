@@ -20,7 +20,7 @@ from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.truncation import Factors, Ranks, Truncation
 from .edit import Edit
-from .layers import Layer, can_be_read
+from .measure.layers import Layer, can_be_read
 
 Array = NDArray[Any]
 # From W of shape (I times Q, O), the number I of channels, and ranks to factors.

@@ -18,7 +18,7 @@ from ..analysis.groups import Analysis, analyze
 from ..analysis.plan import Plan, make_plan, select
 from ..analysis.scores import Ranking
 from .base import run_passes
-from .calibrate import Calibration
+from .data.calibrate import Calibration
 from .losses import Losses, measure_losses
 from .options import Request
 from .pipeline import refitted

@@ -10,8 +10,8 @@ from ..analysis.goal import Goal
 from ..analysis.groups import Analysis
 from ..analysis.lowrank import RankCurve
 from ..analysis.scores import Ranking
-from .calibrate import Calibration
-from .choose import OBS, rank_by_obs, weighed_statistics
+from .data.calibrate import Calibration
+from .measure.choose import OBS, rank_by_obs, weighed_statistics
 from .rank_curves import Places
 
 

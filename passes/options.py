@@ -12,9 +12,9 @@ from ..analysis.errors import PlanError, UsageError
 from ..analysis.goal import Goal, Range
 from ..analysis.groups import Analysis
 from ..analysis.sensitivity import Sensitivity
-from .calibrate import SAMPLES, Calibration
-from .calibrate import Spec as CalibrationSource
-from .labels import Labels
+from .data.calibrate import SAMPLES, Calibration
+from .data.calibrate import Spec as CalibrationSource
+from .data.labels import Labels
 from .pipeline import methods
 
 TARGET = "cpu"

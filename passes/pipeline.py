@@ -19,18 +19,18 @@ from ..analysis.selection import Selection
 from ..analysis.truncation import Ranks
 from .base import run_passes
 from .blocks import DropBlocks
-from .calibrate import Calibration, Spec, open_calibration
-from .choose import OBS
 from .cleanup import Cleanup
 from .criteria import criterion_of
+from .data.calibrate import Calibration, Spec, open_calibration
+from .data.stretch import stretched, variants_for
 from .factorize import Factorize, check_ranks
 from .fold import FoldConstants
+from .measure.choose import OBS
 from .rank_curves import Places
 from .rank_fit import of_ranks
 from .recover import Refit, recover
 from .rotate import principal
 from .shrink import Shrink
-from .stretch import stretched, variants_for
 
 RECOVERIES = ("least-squares", "none")
 

@@ -12,7 +12,7 @@ from ..analysis.plan import Plan, make_plan
 from ..analysis.resources import RESOURCES
 from ..analysis.selection import Selection
 from .blocks import DropBlocks
-from .calibrate import Calibration
+from .data.calibrate import Calibration
 from .gradual import measured_in_steps
 from .losses import Losses, measure_losses
 from .options import Request

@@ -16,9 +16,9 @@ from ..analysis.model import Model
 from ..analysis.plan import Plan
 from .base import run_passes
 from .blocks import DropBlocks
-from .calibrate import SAMPLES, Calibration
-from .calibrate import Spec as CalibrationSource
 from .contract import both, certify_factors, certify_same, contracted
+from .data.calibrate import SAMPLES, Calibration
+from .data.calibrate import Spec as CalibrationSource
 from .factorize import Factorize
 from .options import Options, Request, read_text
 from .pipeline import calibrate, difference, finished, ranks_in, recovery_of, refitted, shrunk

@@ -14,8 +14,8 @@ from .base import run_passes
 from .cleanup import Cleanup
 from .factorize import can_be_factored, channels
 from .fold import FoldConstants
-from .layers import Layer
-from .statistics import Statistics
+from .measure.layers import Layer
+from .measure.statistics import Statistics
 
 FOLD = (FoldConstants(), Cleanup())
 # Errors of lower rank count that much beside errors of removed channels. What a layer loses is what varies

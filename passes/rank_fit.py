@@ -8,8 +8,8 @@ import numpy as np
 
 from ..analysis.truncation import Ranks, Truncation
 from .factorize import channels
-from .gram import Fit, Gram, Matrix
-from .places import Place
+from .measure.gram import Fit, Gram, Matrix
+from .measure.places import Place
 from .recover import Solver, least_squares
 
 

@@ -3,8 +3,8 @@
 Each layer's weight and bias are fitted by least squares to what the dense model computes at that place, given
 what the pruned model really reads there, whose earlier layers are fitted already (after He et al., "Channel
 pruning for accelerating very deep neural networks", ICCV 2017), with a ridge towards the weights there are
-(`passes.gram`). A layer whose result is added to something known by then, as a branch is to its skip path, is
-fitted to the sum, and makes up for what went wrong before.
+(`passes.measure.gram`). A layer whose result is added to something known by then, as a branch is to its skip
+path, is fitted to the sum, and makes up for what went wrong before.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
 from ..analysis.selection import Selection
 from ..analysis.threads import threads_for
+from .data.stretch import WEIGHT
 from .execute import Arrays
-from .gram import Fit, Matrix
-from .places import Place, find_places
-from .reach import first_readers
-from .statistics import drawn_rows
-from .stream import THREADS, Stream
-from .stretch import WEIGHT
+from .measure.gram import Fit, Matrix
+from .measure.places import Place, find_places
+from .measure.reach import first_readers
+from .measure.statistics import drawn_rows
+from .measure.stream import THREADS, Stream
 
 LEAST_ROWS = 16384
 ROWS_A_FEATURE = 6
@@ -73,7 +73,8 @@ def recover(
         progress: called with the name of each layer.
         variants: of every batch that follow it, and are held out with it.
         solver: how the coefficients of a layer are found.
-        nearest: fit only the layers that read what was cut (`passes.reach`), for what one cut does by itself.
+        nearest: fit only the layers that read what was cut (`passes.measure.reach`), for what one cut does by
+            itself.
         threads: to run the models with.
 
     Raises:

@@ -27,9 +27,9 @@ from ..analysis.model import Model
 from ..analysis.obs import Consumer
 from ..analysis.selection import Selection, units_along
 from ..analysis.threads import threads_for
-from .layers import Layer
-from .statistics import collect
-from .stretch import stretched, variants_for
+from .data.stretch import stretched, variants_for
+from .measure.layers import Layer
+from .measure.statistics import collect
 
 Matrix = NDArray[np.float64]
 

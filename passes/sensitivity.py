@@ -22,15 +22,15 @@ from ..analysis.plan import Entry, Plan, entries_of, select
 from ..analysis.scores import Ranking
 from ..analysis.selection import Selection
 from ..analysis.sensitivity import Curve, Sensitivity, model_digest
-from .calibrate import SAMPLES, Calibration, open_calibration
-from .calibrate import Spec as CalibrationSource
+from .data.calibrate import SAMPLES, Calibration, open_calibration
+from .data.calibrate import Spec as CalibrationSource
+from .data.labels import Labels, accuracy, classes_of, run_batches
+from .data.stretch import stretched, variants_for
 from .execute import Arrays
-from .influence import distances, squared
-from .labels import Labels, accuracy, classes_of, run_batches
+from .measure.influence import distances, squared
 from .parallel import Shared, run_all
 from .pipeline import check_recovery, methods, shrunk
 from .recover import recover as refit
-from .stretch import stretched, variants_for
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Cut: TypeAlias = tuple[Entry, ...]  # what stays of the groups that shrink

@@ -23,17 +23,17 @@ from ..analysis.patterns.pattern import Blocks, Pattern, parse_pattern
 from ..analysis.plan import Plan
 from ..analysis.selection import Selection
 from ..analysis.threads import threads_for
-from .calibrate import SAMPLES, Calibration, Spec, open_calibration
+from .data.calibrate import SAMPLES, Calibration, Spec, open_calibration
 from .density import RATIOS, ErrorCurve, allocate
-from .gram import Fit, Matrix
-from .influence import root_influences
-from .layers import can_be_read
+from .measure.gram import Fit, Matrix
+from .measure.influence import root_influences
+from .measure.layers import can_be_read
+from .measure.places import MATRICES, Place, find_places
+from .measure.statistics import gather, has_bias
+from .measure.stream import Stream
 from .pipeline import difference, shrunk
-from .places import MATRICES, Place, find_places
 from .recover import Refit, least_squares, recover
 from .sparse_obs import error_curve, sparsify_matrix
-from .statistics import gather, has_bias
-from .stream import Stream
 from .verify import Verdict, certify
 
 _DAMPING = 1e-2

@@ -13,7 +13,7 @@ import pytest
 from graphs import Graph
 from onnx import TensorProto, helper
 from onnx_prune import Model, UsageError
-from onnx_prune.passes.calibrate import Calibration, open_calibration
+from onnx_prune.passes.data.calibrate import Calibration, open_calibration
 
 X = np.random.default_rng(0).standard_normal((20, 3, 4, 4)).astype(np.float32)
 

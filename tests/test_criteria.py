@@ -15,9 +15,9 @@ from onnx_prune.analysis.criteria import BN_SCALE, FPGM, L1, L2, LAMP, RANDOM, C
 from onnx_prune.analysis.scores import Ranking
 from onnx_prune.analysis.selection import Selection
 from onnx_prune.models.digits import FOLDER, load_digits
-from onnx_prune.passes.activation import ACTIVATION
-from onnx_prune.passes.choose import OBS
 from onnx_prune.passes.criteria import CRITERIA
+from onnx_prune.passes.measure.activation import ACTIVATION
+from onnx_prune.passes.measure.choose import OBS
 
 A = [[1, -2, 0], [3, 0, 1]]
 B = [[1, 0], [2, 2], [0, -1]]

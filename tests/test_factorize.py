@@ -20,7 +20,7 @@ from onnx_prune.passes.base import run_passes
 from onnx_prune.passes.contract import certify_factors, certify_same, contracted
 from onnx_prune.passes.execute import execute, random_inputs
 from onnx_prune.passes.factorize import Factorize, channels, factorable
-from onnx_prune.passes.layers import Layer
+from onnx_prune.passes.measure.layers import Layer
 from wrapping import in_loop
 
 Array = NDArray[Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx_prune.passes.gram import Fit, Gram, ridge
+from onnx_prune.passes.measure.gram import Fit, Gram, ridge
 
 Array = NDArray[np.float64]
 

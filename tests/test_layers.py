@@ -14,7 +14,7 @@ from onnx_prune import Model, analyze
 from onnx_prune.analysis.facts import Linear
 from onnx_prune.analysis.graph import array_of
 from onnx_prune.passes.execute import Arrays, execute, random_inputs
-from onnx_prune.passes.layers import Layer, can_be_read
+from onnx_prune.passes.measure.layers import Layer, can_be_read
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from onnx_prune import Model, ModelError, load
 from onnx_prune.models.digits import FOLDER
 from onnx_prune.passes.execute import Arrays, execute, random_inputs
-from onnx_prune.passes.stream import Stream, read_by
+from onnx_prune.passes.measure.stream import Stream, read_by
 
 
 def branches() -> Model:
@@ -106,7 +106,7 @@ def test_any_stops_give_what_one_run_gives(tmp_path: Path, flag: bool) -> None:
 
 
 def test_a_trained_model_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnx_prune.passes.stream._ROOM", 1 << 16)  # some in memory, some on disk
+    monkeypatch.setattr("onnx_prune.passes.measure.stream._ROOM", 1 << 16)  # some in memory, some on disk
     proto = load(FOLDER / "digits_resnet.onnx").proto
     batches = split(proto)
     (right, *_), (got, *_) = whole(proto, batches[:1]), pieces(proto, batches[:1], [3, 4, 11], tmp_path)
@@ -126,7 +126,7 @@ def test_few_tensors_stay_in_memory(tmp_path: Path) -> None:
 def test_files_of_tensors_that_nobody_reads_any_more_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnx_prune.passes.stream._ROOM", 0)
+    monkeypatch.setattr("onnx_prune.passes.measure.stream._ROOM", 0)
     proto = residual().proto
     stream = Stream(proto, split(proto, (2, 2)), tmp_path)
     assert files(tmp_path) == 2  # the input, of two batches

@@ -8,11 +8,11 @@ import pytest
 from graphs import Graph
 from onnx import TensorProto, helper, numpy_helper
 from onnx_prune import Model, UsageError
-from onnx_prune.passes.calibrate import Calibration, open_calibration
+from onnx_prune.passes.data.calibrate import Calibration, open_calibration
+from onnx_prune.passes.data.inputs import signature
+from onnx_prune.passes.data.matching import Probe, herd, statistics
+from onnx_prune.passes.data.synthetic import fields, images
 from onnx_prune.passes.execute import execute
-from onnx_prune.passes.inputs import signature
-from onnx_prune.passes.matching import Probe, herd, statistics
-from onnx_prune.passes.synthetic import fields, images
 
 
 def all_of(calibration: Calibration, name: str = "x") -> np.ndarray:

@@ -12,10 +12,10 @@ from onnx_prune import Calibration, Model, analyze, sparsify
 from onnx_prune.analysis.graph import array_of, tensor_of
 from onnx_prune.analysis.patterns.pattern import parse_pattern
 from onnx_prune.analysis.plan import Plan
+from onnx_prune.passes.measure.places import MATRICES, find_places
+from onnx_prune.passes.measure.statistics import gather
+from onnx_prune.passes.measure.stream import Stream
 from onnx_prune.passes.pipeline import shrunk
-from onnx_prune.passes.places import MATRICES, find_places
-from onnx_prune.passes.statistics import gather
-from onnx_prune.passes.stream import Stream
 
 PATTERNS = ("2:4", "4x1@75%", "80%", "90%")
 OURS = "onnx-prune"

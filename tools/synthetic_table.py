@@ -18,8 +18,8 @@ import onnx  # noqa: E402
 from onnx_prune import Model, load, open_calibration, prune  # noqa: E402
 from onnx_prune.models.digits import FOLDER, MODELS, accuracy, load_digits  # noqa: E402
 from onnx_prune.passes import synthetic  # noqa: E402
+from onnx_prune.passes.data.synthetic import fields, images  # noqa: E402
 from onnx_prune.passes.execute import execute  # noqa: E402
-from onnx_prune.passes.synthetic import fields, images  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "calibration.md"
 MARK = "<!-- made by tools/synthetic_table.py -->\n"

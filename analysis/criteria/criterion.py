@@ -12,7 +12,7 @@ from ..scores import Ranking
 
 
 class Inputs(Protocol):
-    """Inputs to measure on, as `passes.calibrate.Calibration` holds them."""
+    """Inputs to measure on, as `passes.data.calibrate.Calibration` holds them."""
 
     @property
     def samples(self) -> int:

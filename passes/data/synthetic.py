@@ -2,7 +2,7 @@
 
 Images are random fields with the spectrum of natural ones, 1/f^a, that saturate in places. For a model with
 BatchNormalization, which keeps the mean and variance that each of its channels had over the training data,
-those samples are chosen and bred that bring these back (`passes.matching`).
+those samples are chosen and bred that bring these back (`passes.data.matching`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..analysis.errors import ModelError, UsageError
-from ..analysis.model import Model
-from .execute import Arrays, execute
+from ...analysis.errors import ModelError, UsageError
+from ...analysis.model import Model
+from ..execute import Arrays, execute
 from .inputs import Input, Signature
 from .matching import matched, statistics
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.criteria import Inputs
-from ..analysis.graph import Array
-from ..analysis.groups import Analysis
-from ..analysis.selection import Selection
-from .execute import Arrays
+from ...analysis.criteria import Inputs
+from ...analysis.graph import Array
+from ...analysis.groups import Analysis
+from ...analysis.selection import Selection
+from ..execute import Arrays
 from .stream import Stream
 
 _MOVE = 0.02  # of the squared distance between samples

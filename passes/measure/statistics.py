@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.axes import Axis, find
-from ..analysis.facts import Linear
-from ..analysis.graph import Array
-from ..analysis.groups import Analysis
-from ..analysis.obs import Consumer
-from ..analysis.selection import units_along
-from ..analysis.threads import threads_for
-from .execute import Arrays
+from ...analysis.axes import Axis, find
+from ...analysis.facts import Linear
+from ...analysis.graph import Array
+from ...analysis.groups import Analysis
+from ...analysis.obs import Consumer
+from ...analysis.selection import units_along
+from ...analysis.threads import threads_for
+from ..execute import Arrays
 from .gram import Matrix, Rows
 from .layers import Layer, can_be_read
 from .stream import Stream
@@ -93,7 +93,7 @@ class Statistics:
         return [probe.output for probe in self._probes]
 
     def weigh(self, influence: dict[str, float]) -> None:
-        """Take errors of these outputs times a factor each; see `passes.influence`."""
+        """Take errors of these outputs times a factor each; see `passes.measure.influence`."""
         self._influence = influence
 
     def gram(self, output: str) -> Matrix | None:

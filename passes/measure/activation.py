@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.axes import Axis
-from ..analysis.criteria import L2, Criterion, Setting
-from ..analysis.memory import keeps_all
-from ..analysis.obs import Consumer
-from ..analysis.scores import Ranking, Scores, by_share
+from ...analysis.axes import Axis
+from ...analysis.criteria import L2, Criterion, Setting
+from ...analysis.memory import keeps_all
+from ...analysis.obs import Consumer
+from ...analysis.scores import Ranking, Scores, by_share
 from .statistics import collect
 
 

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.errors import UsageError
-from ..analysis.model import Model
-from .execute import Arrays
+from ...analysis.errors import UsageError
+from ...analysis.model import Model
+from ..execute import Arrays
 from .inputs import LABELS, Digest, Signature, cut, signature
 from .readers import Chunks, load_function, read_file, read_folder, read_function, read_mapping
 from .synthetic import synthesise

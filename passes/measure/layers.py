@@ -11,8 +11,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from ..analysis.facts import Linear
-from ..analysis.graph import Node
+from ...analysis.facts import Linear
+from ...analysis.graph import Node
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.axes import Axis
-from ..analysis.criteria import L2, Criterion, Inputs, Setting
-from ..analysis.groups import Analysis
-from ..analysis.memory import keeps_all
-from ..analysis.obs import eliminate
-from ..analysis.scores import Ranking, Scores
-from ..analysis.selection import Selection
-from ..analysis.threads import threads_for
+from ...analysis.axes import Axis
+from ...analysis.criteria import L2, Criterion, Inputs, Setting
+from ...analysis.groups import Analysis
+from ...analysis.memory import keeps_all
+from ...analysis.obs import eliminate
+from ...analysis.scores import Ranking, Scores
+from ...analysis.selection import Selection
+from ...analysis.threads import threads_for
+from ..data.stretch import stretched, variants_for
 from .influence import root_influences
 from .statistics import Statistics, collect
-from .stretch import stretched, variants_for
 
 
 @keeps_all
@@ -30,7 +30,7 @@ def weighed_statistics(
     layers: Collection[str] = (),
 ) -> Statistics:
     """What layers read; errors there count times the root of how much they move the outputs
-    (`passes.influence`).
+    (`passes.measure.influence`).
 
     Args:
         layers: outputs of nodes that are measured although no group is read there.

@@ -11,11 +11,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
-from ..analysis.errors import ModelError, UsageError
-from ..analysis.graph import Array
-from ..analysis.model import Model
+from ...analysis.errors import ModelError, UsageError
+from ...analysis.graph import Array
+from ...analysis.model import Model
+from ..execute import Arrays, first_line, open_session
 from .calibrate import Calibration
-from .execute import Arrays, first_line, open_session
 from .readers import load_function
 
 Labels: TypeAlias = str | Path | ArrayLike | None

@@ -12,9 +12,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ..analysis.dynamic import symbol_of
-from ..analysis.errors import UsageError
-from .execute import Arrays
+from ...analysis.dynamic import symbol_of
+from ...analysis.errors import UsageError
+from ..execute import Arrays
 
 Array = NDArray[Any]
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from ..analysis.errors import UsageError
-from .execute import Arrays, first_line
+from ...analysis.errors import UsageError
+from ..execute import Arrays, first_line
 from .inputs import LABELS, Array, Signature, fitted, same_count
 
 Chunks = Iterator[Arrays]

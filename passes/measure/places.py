@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ..analysis.facts import Linear
-from ..analysis.graph import Node, constant_of
-from ..analysis.model import Model
-from ..analysis.walk import Walk
+from ...analysis.facts import Linear
+from ...analysis.graph import Node, constant_of
+from ...analysis.model import Model
+from ...analysis.walk import Walk
 from .layers import Layer, can_be_read
 from .stream import Stream, read_by
 

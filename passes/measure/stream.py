@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from ..analysis.errors import ModelError
-from ..analysis.graph import Array, subgraphs, tensor_of, walk_graphs
-from .execute import Arrays, first_line, open_session
+from ...analysis.errors import ModelError
+from ...analysis.graph import Array, subgraphs, tensor_of, walk_graphs
+from ..execute import Arrays, first_line, open_session
 
 THREADS = 2
 _ROOM = 1 << 28  # bytes of activations that stay in memory; others are on disk

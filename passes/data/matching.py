@@ -18,10 +18,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ..analysis.cost import measure
-from ..analysis.errors import ModelError
-from ..analysis.model import Model
-from .execute import Arrays, first_line, open_session
+from ...analysis.cost import measure
+from ...analysis.errors import ModelError
+from ...analysis.model import Model
+from ..execute import Arrays, first_line, open_session
 from .inputs import Signature
 
 Floats = NDArray[np.float32]

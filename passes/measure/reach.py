@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..analysis.facts import Contraction, Linear, Normalisation
-from ..analysis.graph import Node, subgraphs, walk_graphs
-from ..analysis.selection import Selection
-from ..analysis.walk import Walk
+from ...analysis.facts import Contraction, Linear, Normalisation
+from ...analysis.graph import Node, subgraphs, walk_graphs
+from ...analysis.selection import Selection
+from ...analysis.walk import Walk
 from .stream import read_by
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..analysis.graph import Array
-from .execute import Arrays
+from ...analysis.graph import Array
+from ..execute import Arrays
 
 VARIANTS = 3
 WEIGHT = 0.25  # of a variant in a fit, beside a sample that was given

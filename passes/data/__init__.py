@@ -1,0 +1,1 @@
+"""Inputs to measure on: read, made up, and made more of."""

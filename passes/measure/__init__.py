@@ -1,0 +1,1 @@
+"""What layers read for calibration inputs, and what errors there do."""
