@@ -150,6 +150,33 @@ def test_grouped_convolutions_agree(c: int, out: int, groups: int, stride: int) 
 
 
 @needs_tvm
+@pytest.mark.parametrize(
+    ("c", "out", "k", "stride", "groups", "attributes"),
+    [
+        (16, 13, 2, 2, 1, {}),
+        (23, 13, 3, 2, 1, {"pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+        (8, 9, 5, 3, 1, {"pads": [2, 1, 3, 0]}),
+        (5, 7, 3, 1, 1, {"pads": [1, 0, 0, 1]}),
+        (12, 20, 2, 3, 1, {}),
+        (8, 8, 2, 2, 1, {"pads": [3, 2, 1, 2]}),
+        (8, 16, 16, 8, 1, {"pads": [4, 4, 4, 4]}),
+        (6, 6, 4, 2, 6, {"pads": [1, 1, 1, 1]}),
+        (24, 12, 3, 2, 3, {"pads": [1, 1, 1, 1]}),
+        (9, 11, 3, 2, 1, {"dilations": [2, 3], "pads": [1, 1, 2, 1]}),
+        (9, 11, 3, 2, 1, {"auto_pad": "SAME_UPPER"}),
+    ],
+)
+def test_transposed_convolutions_agree(
+    c: int, out: int, k: int, stride: int, groups: int, attributes: dict[str, object]
+) -> None:
+    net = Net(1, c, 5, 7)
+    weights = net.weight(c, out // groups, k, k)
+    strides = [stride, stride]
+    y = net.op("ConvTranspose", "x", weights, net.weight(out), group=groups, strides=strides, **attributes)
+    assert worst(net.model(net.conv(net.op("Relu", y), out, 5, 1))) < TOLERANCE
+
+
+@needs_tvm
 def test_a_residual_net_with_squeeze_and_excitation_agrees_for_a_batch() -> None:
     net = Net("N", 3, 12, 12)
     a = net.op("Relu", net.conv("x", 3, 23, pads=[1, 1, 1, 1]))
