@@ -129,6 +129,7 @@ def test_a_backend_needs_a_thread(backend: type) -> None:
         (9, 8, 3, 5, {"pads": [6, 6, 6, 6], "dilations": [6, 6]}),
         (9, 8, 3, 5, {"pads": [8, 3, 4, 7], "dilations": [4, 5], "strides": [2, 1]}),
         (8, 9, 5, 9, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+        (520, 40, 3, 6, {"pads": [1, 1, 1, 1]}),
     ],
 )
 def test_convolutions_agree(c: int, out: int, k: int, size: int, attributes: dict[str, object]) -> None:
@@ -189,6 +190,22 @@ def test_a_residual_net_with_squeeze_and_excitation_agrees_for_a_batch() -> None
     flat = net.op("Flatten", net.op("GlobalAveragePool", mean))
     y = net.op("Gemm", flat, net.weight(46, 10), net.weight(10))
     assert worst(net.model(y, mean), dims={"N": 3}) < TOLERANCE
+
+
+@needs_tvm
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_dense_block_agrees(threads: int) -> None:
+    """Each layer reads everything before it, normalised by itself; joined parts are joined again."""
+    net = Net(1, 8, 32, 32)
+    parts, y, channels = [], "x", 8
+    for width in (16, 8, 24, 13):
+        parts.append(net.conv(y, channels, width, pads=[1, 1, 1, 1]))
+        channels = width if len(parts) == 1 else channels + width
+        y = net.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
+        scale, shift, mean = (net.weight(channels) for _ in range(3))
+        spread = net.constant(np.linspace(0.5, 2, channels).astype(np.float32))
+        y = net.op("Relu", net.op("BatchNormalization", y, scale, shift, mean, spread))
+    assert worst(net.model(net.op("Concat", y, net.op("Neg", y), axis=2)), threads) < TOLERANCE
 
 
 @needs_tvm

@@ -14,7 +14,7 @@ from tvm.target import codegen
 from ...analysis.errors import BackendError
 from .constants import tidy
 from .lower import lower
-from .schedules.conv import Conv, Depthwise
+from .schedules.conv import ChunkedConv, Conv, Depthwise
 from .schedules.elementwise import Elementwise
 from .schedules.gemm import Gemm
 from .schedules.pool import Pool
@@ -79,14 +79,14 @@ def lower_graph(module: Any) -> Any:
         t.FuseTIR(),
         t.DeadCodeElimination(),
     ]
-    module = tidy(t.DecomposeOpsForInference()(module))
+    module = t.DecomposeOpsForInference()(tidy(module))
     module = tvm.transform.Sequential(before)(module)
     return tvm.transform.Sequential(after)(lower(module))
 
 
 def schedule(module: Any, threads: int) -> Any:
     """The rules, the most particular first; what none of them takes stays a plain loop nest."""
-    rules = [Conv, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
+    rules = [Conv, ChunkedConv, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
     return dlight.ApplyDefaultSchedule(*(_Safe(rule(threads)) for rule in rules))(module)
 
 

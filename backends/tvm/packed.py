@@ -71,13 +71,14 @@ def convolve(
     if sections > 1:
         tile = conv.divisor_tile(tile, joined * each_out // LANES)
     thin = c < LANES and x not in forms.packed and groups == 1
+    chunk = conv.choose_chunk(weights, tile) if sections == 1 and not thin else 0
     data = forms.rebuild(x) if thin else forms.pack(x)
     return forms.emit(
-        lambda d, k: conv.conv2d(d, k, window, size, blocks, tile, sections),
+        lambda d, k: conv.conv2d(d, k, window, size, blocks, tile, sections, chunk),
         "conv2d",
         pattern,
         data,
-        relax.const(conv.pack_weights(weights, tile, c if thin else LANES)),
+        relax.const(conv.pack_weights(weights, tile, c if thin else LANES, max(1, chunk))),
     )
 
 
@@ -141,8 +142,12 @@ def concat(forms: Forms, var: Any, call: Any) -> bool:
         return False
     if any(static_shape(part)[1] % LANES for part in parts[:-1]):
         return False
-    joined = relax.op.concat([forms.packed[part] for part in parts], axis=1)
-    forms.packed[var] = forms.builder.emit(joined)
+    # Dense blocks join again what is joined already, with one more part: that is copied as a whole.
+    start = next((n for n in range(len(parts) - 1, 1, -1) if tuple(parts[:n]) in forms.joined), 0)
+    pieces = [forms.joined[tuple(parts[:start])]] if start else []
+    pieces += [forms.packed[part] for part in parts[start:]]
+    forms.packed[var] = forms.builder.emit(relax.op.concat(pieces, axis=1))
+    forms.joined[tuple(parts)] = forms.packed[var]
     return True
 
 
