@@ -189,7 +189,7 @@ class CpuBackend:
         fixed = frontend.static(model, self.dims)
         inputs, outputs = signature(fixed)
         with native_log_hidden():
-            module = frontend.import_model(frontend.fold(fixed))
+            module = frontend.import_model(fixed)
             shapes = build.output_shapes(module)
             outputs = tuple(
                 TensorSpec(spec.name, spec.dtype, shape) for spec, shape in zip(outputs, shapes, strict=True)

@@ -122,10 +122,10 @@ class Fatal:
         return [(0,), (1,)]
 
     @property
-    def rule(self) -> Any:
+    def rules(self) -> Any:
         from onnx_prune.backends.tvm.workloads import Product
 
-        return Product.rule
+        return Product.rules
 
     def tensors(self, choice: tuple[int, ...]) -> Any:
         if choice == (1,):

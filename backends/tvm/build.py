@@ -14,13 +14,13 @@ from tvm.target import codegen
 from ...analysis.errors import BackendError
 from .constants import tidy
 from .lower import lower
-from .schedules.conv import Conv, Depthwise
+from .schedules.conv import ChunkedConv, Conv, Depthwise
 from .schedules.elementwise import Elementwise
 from .schedules.gemm import Gemm
 from .schedules.pool import Pool
 from .schedules.reduction import Reduction
 from .schedules.rows import Rows
-from .workloads import Choice, Choices, Workload
+from .workloads import Choice, Choices, Workload, scheduled
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def kernel_of(
     shapes = [tuple(int(size) for size in tensor.shape) for tensor in tensors]
     target = tvm.target.Target(dict(description))
     with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
-        schedule = workload.rule(int(description["num-cores"])).schedule(s_tir.Schedule(function))
+        schedule = scheduled(workload, function, int(description["num-cores"]))
         return tvm.compile(schedule.mod, target=target).jit(), shapes
 
 
@@ -106,14 +106,14 @@ def lower_graph(module: Any, choices: Choices) -> Any:
         t.FuseTIR(),
         t.DeadCodeElimination(),
     ]
-    module = tidy(t.DecomposeOpsForInference()(module))
+    module = t.DecomposeOpsForInference()(tidy(module))
     module = tvm.transform.Sequential(before)(module)
     return tvm.transform.Sequential(after)(lower(module, choices))
 
 
 def schedule(module: Any, threads: int) -> Any:
     """The rules, the most particular first; what none of them takes stays a plain loop nest."""
-    rules = [Conv, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
+    rules = [Conv, ChunkedConv, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
     return dlight.ApplyDefaultSchedule(*(_Safe(rule(threads)) for rule in rules))(module)
 
 

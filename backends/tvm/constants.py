@@ -45,6 +45,8 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
         name, made = operator(call), None
         if name == "relax.call_tir":
             made = self._clip(call)
+        elif name == "relax.nn.batch_norm":
+            made = self._normalise(call)
         elif name in _ELEMENTWISE or name in _RESHAPES or name == "relax.permute_dims":
             made = self._fold(call, name)
         return super().visit_call_(call) if made is None else made
@@ -69,6 +71,21 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
         with np.errstate(all="ignore"):
             value = _ELEMENTWISE[name](*values)
         return relax.const(np.asarray(value, str(call.ty.dtype)))
+
+    def _normalise(self, call: Any) -> Any:
+        """A BatchNorm with constant parameters as one multiplication and one addition."""
+        gamma, beta, mean, variance = values = [self._constant(argument) for argument in call.args[1:]]
+        if any(value is None for value in values) or shape_of(call.args[0]) is None:
+            return None
+        scale = gamma / np.sqrt(variance + call.attrs.epsilon)
+        shape = [1] * len(static_shape(call.args[0]))
+        shape[int(call.attrs.axis)] = -1
+        factor, shift = (
+            relax.const(v.reshape(shape).astype(np.float32)) for v in (scale, beta - mean * scale)
+        )
+        product = self.builder_.emit(relax.op.multiply(self.visit_expr(call.args[0]), factor))
+        result = self.builder_.emit(relax.op.add(product, shift))
+        return self.builder_.normalize(relax.Tuple([result, relax.const(mean), relax.const(variance)]))
 
     def _clip(self, call: Any) -> Any:
         found = _BOUND.fullmatch(call.args[0].name_hint)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import s_tir, te
+from tvm import te
 from tvm.s_tir import meta_schedule
 
 from ...analysis.errors import BackendError
 from ...passes.execute import first_line
-from .workloads import Choice, Workload, key
+from .workloads import Choice, Workload, key, scheduled
 
 _WORKLOAD, _CHOICE = "onnx_prune.workload", "onnx_prune.choice"
 
@@ -59,7 +59,7 @@ class Database:
         function = function.with_attr(_CHOICE, json.dumps(choice))
         module = tvm.IRModule({"main": function})
         with tvm.target.Target(dict(target)):
-            schedule = workload.rule(int(target["num-cores"])).schedule(s_tir.Schedule(module))
+            schedule = scheduled(workload, module, int(target["num-cores"]))
         record = meta_schedule.database.TuningRecord(
             schedule.trace,
             self._records.commit_workload(module),

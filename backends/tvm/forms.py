@@ -61,6 +61,7 @@ class Forms:
     definitions: what each variable of the original function is bound to.
     uses: in how many places of the original function a variable is read.
     plain, packed: the forms that exist of each variable of the original function.
+    joined: the packed concatenations that exist, by what they concatenate.
     """
 
     def __init__(self, module: Any, choices: Choices) -> None:
@@ -71,6 +72,7 @@ class Forms:
         self.builder = relax.BlockBuilder(tvm.IRModule(kernels))
         self.plain: dict[Any, Any] = {parameter: parameter for parameter in function.params}
         self.packed: dict[Any, Any] = {}
+        self.joined: dict[tuple[Any, ...], Any] = {}
         self.definitions: dict[Any, Any] = {}
         self.uses: dict[Any, int] = {}
         for binding in function.body.blocks[0].bindings:

@@ -1,4 +1,4 @@
-"""From ONNX to Relax: sizes made static, constants folded, unsupported operators named first."""
+"""From ONNX to Relax: sizes made static, constants folded, operators decomposed or named as unsupported."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from ...analysis.errors import BackendError
 from ...analysis.graph import walk_graphs
 from ...passes.execute import first_line
 from ..onnxruntime import session, session_options
+from . import recurrent
+from .decompose import decompose, writer_of
+from .schedules.recurrence import GATES
 
 # Handled by the importer itself, outside its table of operators.
 _DIRECT = {"Constant", "If"}
@@ -73,29 +76,53 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def unsupported(proto: onnx.ModelProto) -> list[str]:
-    """Operators of the model that TVM's importer does not know, sorted; ``domain::Op`` outside ONNX's own."""
+    """Operators of the model that cannot be imported, sorted; ``domain::Op`` outside ONNX's own."""
     known = _DIRECT | set(relax_onnx.onnx_frontend._get_convert_map())  # not public; nothing public tells
     missing = set()
+    cells = []
     for graph in walk_graphs(proto.graph):
         for node in graph.node:
             own = node.domain in ("", "ai.onnx")
-            if not own or node.op_type not in known:
+            if own and node.op_type in GATES:
+                cells.append(node)
+            elif not own or node.op_type not in known:
                 missing.add(node.op_type if own else f"{node.domain}::{node.op_type}")
+    if cells:
+        writer = writer_of(proto)
+        found = ((node.op_type, recurrent.obstacle(writer, node)) for node in cells)
+        missing |= {f"{name} {reason}" for name, reason in found if reason}
     return sorted(missing)
 
 
 def import_model(proto: onnx.ModelProto) -> Any:
-    """The Relax module of a static and folded model, weights as constants.
+    """The Relax module of a static model, weights as constants.
 
     Raises:
         BackendError: naming the operators, or what is wrong, if it cannot be imported.
     """
-    missing = unsupported(proto)
+    folded = fold(proto)
+    plain, reasons = decompose(folded)
+    if plain is not folded:
+        plain = fold(plain)
+    missing = [f"{name} {reasons[name]}" if name in reasons else name for name in unsupported(plain)]
     if missing:
         raise BackendError(f"TVM's importer does not know the operators {', '.join(missing)}")
+    opset = next((o.version for o in plain.opset_import if o.domain in ("", "ai.onnx")), 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return relax_onnx.from_onnx(proto, keep_params_in_input=False)
+            return _Importer({}, "float32").from_onnx(plain.graph, opset)
     except Exception as error:  # the importer lets any exception of its converters out
         raise BackendError(f"TVM cannot import the model: {first_line(error)}") from error
+
+
+class _Importer(relax_onnx.onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
+    """TVM's importer, and recurrent operators."""
+
+    def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
+        """`unsupported` has."""
+
+    def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
+        if op_name in GATES:
+            return recurrent.convert(self.bb, op_name, list(inputs), attrs)
+        return super()._convert_operator(op_name, inputs, attrs, opset)

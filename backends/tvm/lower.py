@@ -1,8 +1,8 @@
 """Choose what is computed: packed convolutions, packed matrix products, rows, polynomials.
 
-One walk over the bindings of a Relax function. The rules are in packed.py and plain.py; what none of them
-takes is left to TVM's own lowering. How kernels run is decided later, by the rules in schedules/, on
-functions that TVM has fused in between.
+One walk over the bindings of a Relax function. The rules are in packed.py, transposed.py and plain.py; what
+none of them takes is left to TVM's own lowering. How kernels run is decided later, by the rules in
+schedules/, on functions that TVM has fused in between.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 from tvm import relax
 
-from . import packed, plain
+from . import packed, plain, transposed
 from .forms import Forms, is_float, operator
 from .workloads import Choices
 
-_RULES = packed.RULES | plain.RULES
+_RULES = packed.RULES | transposed.RULES | plain.RULES
 
 
 def lower(module: Any, choices: Choices) -> Any:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from numpy.typing import NDArray
 from tvm import relax, te, tirx
 from tvm.ir import Constant
 
@@ -28,32 +29,39 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     if attrs.data_layout != "NCHW" or not isinstance(w, Constant):
         return False
     weights = w.value.numpy()
-    n, c, h, width = static_shape(x)
     window = conv.Window(
         kernel=(weights.shape[2], weights.shape[3]),
-        strides=_pair(attrs.strides),
-        dilations=_pair(attrs.dilation),
-        padding=_four(attrs.padding),
+        strides=pair(attrs.strides),
+        dilations=pair(attrs.dilation),
+        padding=four(attrs.padding),
     )
-    groups, out, size = int(attrs.groups), weights.shape[0], (h, width)
-    weights, window = conv.without_idle_taps(weights, window, size)
     # A gate of one position would be fused with the image it is spread over, and computed again for each
     # of its positions.
-    pattern = FUSIBLE if window.out(size) != (1, 1) else ALONE
+    pattern = FUSIBLE if static_shape(var)[2:] != (1, 1) else ALONE
+    forms.packed[var] = convolve(forms, x, weights, window, int(attrs.groups), pattern)
+    return True
+
+
+def convolve(
+    forms: Forms, x: Any, weights: NDArray[Any], window: conv.Window, groups: int, pattern: int
+) -> Any:
+    """The packed convolution of a four-dimensional activation by weights (O, I/groups, KH, KW)."""
+    n, c, h, width = static_shape(x)
+    out, size = weights.shape[0], (h, width)
+    weights, window = conv.without_idle_taps(weights, window, size)
     each_in, each_out = c // groups, out // groups
     if groups > 1 and each_in == 1:
         data = forms.pack(x)
         if each_out > 1:
             data = forms.emit(lambda d: conv.repeat_channels(d, out, each_out), "repeat", ALONE, data)
         tile = conv.Tile(*forms.choices.of(Depthwise((n, out, h, width), window)))
-        forms.packed[var] = forms.emit(
+        return forms.emit(
             lambda d, k: conv.depthwise(d, k, window, size, tile),
             "depthwise",
             pattern,
             data,
             relax.const(conv.pack_depthwise(weights)),
         )
-        return True
     # Groups are joined until their channels fill whole lanes; the weights between them are zero.
     joined = conv.joined_groups(each_in, each_out, groups)
     blocks = ceil_div(out, LANES)
@@ -61,25 +69,18 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
         weights = conv.join_groups(weights, groups, joined)
     sections = ceil_div(groups, joined)
     thin = c < LANES and x not in forms.packed and groups == 1
-    workload = Convolution(
-        (n, c, h, width),
-        out,
-        weights.shape[1],
-        joined * each_out if sections > 1 else out,
-        window,
-        sections,
-        thin,
-    )
+    outer = joined * each_out if sections > 1 else out
+    workload = Convolution((n, c, h, width), out, weights.shape[1], outer, window, sections, thin)
     tile = conv.Tile(*forms.choices.of(workload))
+    chunk = workload.chunk(tile)
     data = forms.rebuild(x) if thin else forms.pack(x)
-    forms.packed[var] = forms.emit(
-        lambda d, k: conv.conv2d(d, k, window, size, blocks, tile, sections),
+    return forms.emit(
+        lambda d, k: conv.conv2d(d, k, window, size, blocks, tile, sections, chunk),
         "conv2d",
         pattern,
         data,
-        relax.const(conv.pack_weights(weights, tile, c if thin else LANES)),
+        relax.const(conv.pack_weights(weights, tile, c if thin else LANES, max(1, chunk))),
     )
-    return True
 
 
 def window_pool(forms: Forms, var: Any, call: Any) -> bool:
@@ -88,7 +89,7 @@ def window_pool(forms: Forms, var: Any, call: Any) -> bool:
     if x not in forms.packed or attrs.layout != "NCHW":
         return False
     window = conv.Window(
-        _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation), _four(attrs.padding)
+        pair(attrs.pool_size), pair(attrs.strides), pair(attrs.dilation), four(attrs.padding)
     )
     size, out = static_shape(x)[2:], static_shape(var)[2:]
     largest = call.op.name == "relax.nn.max_pool2d"
@@ -142,8 +143,12 @@ def concat(forms: Forms, var: Any, call: Any) -> bool:
         return False
     if any(static_shape(part)[1] % LANES for part in parts[:-1]):
         return False
-    joined = relax.op.concat([forms.packed[part] for part in parts], axis=1)
-    forms.packed[var] = forms.builder.emit(joined)
+    # Dense blocks join again what is joined already, with one more part: that is copied as a whole.
+    start = next((n for n in range(len(parts) - 1, 1, -1) if tuple(parts[:n]) in forms.joined), 0)
+    pieces = [forms.joined[tuple(parts[:start])]] if start else []
+    pieces += [forms.packed[part] for part in parts[start:]]
+    forms.packed[var] = forms.builder.emit(relax.op.concat(pieces, axis=1))
+    forms.joined[tuple(parts)] = forms.packed[var]
     return True
 
 
@@ -179,12 +184,14 @@ def binary(forms: Forms, var: Any, call: Any) -> bool:
     return True
 
 
-def _pair(values: Any) -> tuple[int, int]:
+def pair(values: Any) -> tuple[int, int]:
+    """An attribute of two numbers, or of one for both."""
     first, *rest = (int(v) for v in values)
     return first, rest[0] if rest else first
 
 
-def _four(values: Any) -> tuple[int, int, int, int]:
+def four(values: Any) -> tuple[int, int, int, int]:
+    """Padding (top, left, bottom, right), or fewer numbers that stand for them."""
     given = [int(v) for v in values]
     if len(given) == 1:
         given *= 4

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
-from tvm import te
+from tvm import s_tir, te
 
 from .schedules import conv, gemm
 from .schedules.common import LANES, Rule, ceil_div, i64
@@ -36,7 +36,7 @@ class Convolution:
     """
 
     name: ClassVar[str] = "conv2d"
-    rule: ClassVar[type[Rule]] = conv.Conv
+    rules: ClassVar[tuple[type[Rule], ...]] = (conv.ChunkedConv, conv.Conv)
 
     data: tuple[int, int, int, int]
     out: int
@@ -55,6 +55,11 @@ class Convolution:
         rows, columns = self.window.out(self.data[2:])
         return 2.0 * self.data[0] * self.out * rows * columns * self.inner * math.prod(self.window.kernel)
 
+    def chunk(self, tile: conv.Tile) -> int:
+        """Blocks of input channels that are summed at a time, 0 for all: where channels are outermost."""
+        alike = self.sections == 1 and not self.thin and not tile.outer
+        return conv.choose_chunk(self.inner, self.window, tile) if alike else 0
+
     def choices(self) -> Sequence[Choice]:
         """The best by the static model first."""
         each = ceil_div(self.blocks, self.sections)
@@ -72,10 +77,15 @@ class Convolution:
         shape = (n, c, h, w) if self.thin else (n, blocks_in, h, w, LANES)
         width = tile.channels * LANES
         lanes = c if self.thin else LANES
-        outer = ceil_div(self.sections * self.outer, width)
-        kernel = (outer, ceil_div(self.inner, lanes), *self.window.kernel, lanes, width)
+        outer, inner, chunk = (
+            ceil_div(self.sections * self.outer, width),
+            ceil_div(self.inner, lanes),
+            self.chunk(tile),
+        )
+        inner = ceil_div(inner, chunk) * chunk if chunk else inner
+        kernel = (outer, inner, *self.window.kernel, lanes, width)
         x, k = _tensor(shape, "x"), _tensor(kernel, "w")
-        return x, k, conv.conv2d(x, k, self.window, (h, w), self.blocks, tile, self.sections)
+        return x, k, conv.conv2d(x, k, self.window, (h, w), self.blocks, tile, self.sections, chunk)
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class Depthwise:
     """A depthwise convolution of (n, channels, height, width)."""
 
     name: ClassVar[str] = "depthwise"
-    rule: ClassVar[type[Rule]] = conv.Depthwise
+    rules: ClassVar[tuple[type[Rule], ...]] = (conv.Depthwise,)
 
     data: tuple[int, int, int, int]
     window: conv.Window
@@ -115,7 +125,7 @@ class Product:
     """(rows, depth) times a constant matrix (depth, columns)."""
 
     name: ClassVar[str] = "gemm"
-    rule: ClassVar[type[Rule]] = gemm.Gemm
+    rules: ClassVar[tuple[type[Rule], ...]] = (gemm.Gemm,)
 
     rows: int
     depth: int
@@ -142,7 +152,7 @@ class Batched:
     """(batch, rows, depth) times (batch, depth, columns), both computed."""
 
     name: ClassVar[str] = "batched"
-    rule: ClassVar[type[Rule]] = gemm.Gemm
+    rules: ClassVar[tuple[type[Rule], ...]] = (gemm.Gemm,)
 
     batch: int
     rows: int
@@ -169,6 +179,16 @@ class Batched:
 
 
 Workload: TypeAlias = Convolution | Depthwise | Product | Batched
+
+
+def scheduled(workload: Workload, function: Any, threads: int) -> Any:
+    """The schedule of a kernel by itself.
+
+    Raises:
+        ScheduleError: the rule does not fit it.
+    """
+    rules = (rule(threads).schedule(s_tir.Schedule(function)) for rule in workload.rules)
+    return next(schedule for schedule in rules if schedule is not None)
 
 
 def key(workload: Workload) -> str:

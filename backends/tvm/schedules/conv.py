@@ -13,9 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from .common import LANES, WORTH_THREADS, Rule, annotated, block_flops, ceil_div, i64, inline_around
+from .common import (
+    LANES,
+    WORTH_THREADS,
+    Rule,
+    annotated,
+    block_flops,
+    ceil_div,
+    extent,
+    i64,
+    inline_around,
+)
 
 _REGISTERS = 16
+_NEAR_BYTES = 1 << 15  # of a core's first cache
+_FAR_BYTES = 3 << 16  # of its second that weights of one tile may take
+_BAND_BYTES = 1 << 15  # sums of a band of the image, kept while chunks of the input channels are added
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,18 @@ def tiles(blocks: int, height: int, width: int) -> list[Tile]:
     return [tile for _, tile in sorted(found, key=lambda each: each[0])]
 
 
-def pack_weights(weights: NDArray[Any], tile: Tile, lanes_in: int) -> NDArray[Any]:
-    """(O, I, KH, KW) as (O/8t, I/lanes, KH, KW, lanes, 8t), zero padded."""
+def choose_chunk(inner: int, window: Window, tile: Tile) -> int:
+    """Blocks of input channels whose weights for a tile fit the first cache; 0 if all fit the second."""
+    kh, kw = window.kernel
+    blocks, each = ceil_div(inner, LANES), kh * kw * LANES * tile.channels * LANES * 4
+    return max(1, _NEAR_BYTES // each) if blocks * each > _FAR_BYTES else 0
+
+
+def pack_weights(weights: NDArray[Any], tile: Tile, lanes_in: int, chunk: int = 1) -> NDArray[Any]:
+    """(O, I, KH, KW) as (O/8t, I/lanes, KH, KW, lanes, 8t), zero padded; I/lanes a multiple of ``chunk``."""
     out, inner, kh, kw = weights.shape
     width = tile.channels * LANES
-    outer, blocks = ceil_div(out, width), ceil_div(inner, lanes_in)
+    outer, blocks = ceil_div(out, width), ceil_div(ceil_div(inner, lanes_in), chunk) * chunk
     padded = np.zeros((outer * width, blocks * lanes_in, kh, kw), weights.dtype)
     padded[:out, :inner] = weights
     shaped = padded.reshape(outer, width, blocks, lanes_in, kh, kw)
@@ -182,12 +202,14 @@ def conv2d(
     blocks: int,
     tile: Tile,
     sections: int = 1,
+    chunk: int = 0,
 ) -> Any:
     """Convolution of x (N, I/8, H, W, 8), or (N, I, H, W) for few channels, to (N, O/8, OH, OW, 8).
 
     Args:
         blocks: O/8, rounded up.
         sections: groups that the channels fall into, each filling whole lanes.
+        chunk: how many blocks of input channels are summed at a time, in one section; 0 means all of them.
     """
     oh, ow = window.out(size)
     ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
@@ -199,6 +221,10 @@ def conv2d(
         for e, name in ((inner, "rc"), (kh, "ry"), (kw, "rx"), (lanes, "rv"))
     )
     (sy, sx), (dy, dx), t = window.strides, window.dilations, tile.channels
+    label = f"{t},{tile.rows},{tile.columns}"
+    if chunk:
+        sums = _chunked(data, weights, window, (ohp, owp), t, chunk, label)
+        return _unpadded(sums, blocks, (oh, ow), t)
     each = ceil_div(int(outer), sections)
 
     def source(o: Any) -> Any:
@@ -216,12 +242,47 @@ def conv2d(
             axis=[rc, ry, rx, rv],
         ),
         name="conv_sum",
-        attrs={"conv.tile": f"{t},{tile.rows},{tile.columns},{tile.outer}"},
+        attrs={"conv.tile": f"{label},{tile.outer}"},
     )
+    return _unpadded(sums, blocks, (oh, ow), t)
+
+
+def _unpadded(sums: Any, blocks: int, size: tuple[int, int], t: int) -> Any:
     return te.compute(
-        (x.shape[0], i64(blocks), i64(oh), i64(ow), i64(LANES)),
+        (sums.shape[0], i64(blocks), i64(size[0]), i64(size[1]), i64(LANES)),
         lambda b, o, i, j, v: sums[b, tirx.floordiv(o, i64(t)), i, j, tirx.floormod(o, i64(t)), v],
         name="conv_out",
+    )
+
+
+def _chunked(
+    data: Any, weights: Any, window: Window, padded: tuple[int, int], t: int, chunk: int, label: str
+) -> Any:
+    """Sums (N, O/8t, OH, OW, t, 8) in two stages, so that weights of a chunk stay in the nearest cache."""
+    outer, inner, kh, kw, lanes, _ = weights.shape
+    rc, ry, rx, rv = (
+        te.reduce_axis((i64(0), e), name)
+        for e, name in ((i64(chunk), "rc"), (kh, "ry"), (kw, "rx"), (lanes, "rv"))
+    )
+    (sy, sx), (dy, dx) = window.strides, window.dilations
+    chunks = ceil_div(int(inner), chunk)
+    last = data.shape[1] - 1
+    shape = (data.shape[0], outer, i64(padded[0]), i64(padded[1]), i64(t), i64(LANES))
+
+    def part(b: Any, o: Any, q: Any, i: Any, j: Any, c: Any, v: Any) -> Any:
+        block = q * i64(chunk) + rc
+        # Weights are zero past the last block: any block will do.
+        source = block if int(inner) == int(data.shape[1]) else tirx.min(block, last)
+        read = data[b, source, i * sy + ry * dy, j * sx + rx * dx, rv]
+        return te.sum(read * weights[o, block, ry, rx, rv, c * LANES + v], axis=[rc, ry, rx, rv])
+
+    parts = te.compute((*shape[:2], i64(chunks), *shape[2:]), part, name="conv_part")
+    rq = te.reduce_axis((i64(0), i64(chunks)), "rq")
+    return te.compute(
+        shape,
+        lambda b, o, i, j, c, v: te.sum(parts[b, o, rq, i, j, c, v], axis=[rq]),
+        name="conv_sum",
+        attrs={"conv.chunked": label},
     )
 
 
@@ -281,6 +342,52 @@ class Conv(Rule):
             schedule.unroll(loop)
         schedule.vectorize(lane)
         _unroll_init(schedule, schedule.decompose_reduction(sums, rc), 3)
+        return schedule
+
+
+class ChunkedConv(Rule):
+    """Schedule of `conv2d` with chunks: they are summed over a band of the image before it is written."""
+
+    def schedule(self, schedule: Any) -> Any:
+        found = annotated(schedule, "conv.chunked")
+        if found is None:
+            return None
+        sums, (t, rows, columns) = found[0], (int(v) for v in str(found[1]).split(","))
+        parts = schedule.get_sblock("conv_part")
+        out = inline_around(schedule, lambda name: name in ("conv_pad", "conv_part", "conv_sum"))
+        loops = schedule.get_loops(out)
+        if len(loops) != 5:
+            return None
+        b, o, i, j, v = loops
+        width, height = extent(schedule, j), extent(schedule, i)
+        positions = _BAND_BYTES // (4 * LANES * t)
+        band = max(rows, min(ceil_div(height, rows), positions // max(1, width * rows)) * rows)
+        oo, oi = schedule.split(o, [None, t])
+        io, ii = schedule.split(i, [None, band])
+        schedule.reorder(b, oo, io, ii, j, oi, v)
+        schedule.vectorize(v)
+        schedule.unroll(oi)
+        if self.threads > 1 and block_flops(schedule, parts) > WORTH_THREADS:
+            schedule.parallel(schedule.fuse(b, oo))
+        _vector_pad(schedule)
+        schedule.compute_at(sums, io, preserve_unit_loops=True)
+        y, x, c, lane, q = schedule.get_loops(sums)[-5:]
+        yo, yi = schedule.split(y, [None, rows])
+        xo, xi = schedule.split(x, [None, columns])
+        schedule.reorder(q, yo, xo, yi, xi, c, lane)
+        for loop in (yi, xi, c):
+            schedule.unroll(loop)
+        schedule.vectorize(lane)
+        schedule.set_scope(parts, 0, "local")
+        schedule.compute_at(parts, xo, preserve_unit_loops=True)
+        y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(parts)[-8:]
+        schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
+        for loop in (rv, y, x, c):
+            schedule.unroll(loop)
+        schedule.vectorize(lane)
+        _unroll_init(schedule, schedule.decompose_reduction(parts, rc), 3)
+        init = schedule.get_loops(schedule.decompose_reduction(sums, q))
+        schedule.vectorize(init[-1])
         return schedule
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .common import WORTH_THREADS, Rule, annotated, block_flops, extent, inline_around
 
-_FAMILIES = ("conv.tile", "depthwise.tile", "gemm.tile", "gemm.batched", "row", "pool")
+_FAMILIES = ("conv.tile", "conv.chunked", "depthwise.tile", "gemm.tile", "gemm.batched", "row", "pool")
 
 
 class Reduction(Rule):
