@@ -70,8 +70,9 @@ accuracy: .venv/.tested
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,test,models,peers]'
 	$(BIN)/python tools/accuracy_table.py
 
-# Slow: times against ONNX Runtime; the table goes to docs/benchmarks.md.
+# Slow, and needs torch: times against ONNX Runtime and OpenVINO; the table goes to docs/benchmarks.md.
 bench: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,peers]'
 	$(BIN)/python tools/bench.py
 
 # Slow: time against ratio with and without aligned channels; the table goes to docs/alignment.md.

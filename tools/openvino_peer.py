@@ -1,0 +1,54 @@
+"""OpenVINO as a backend, for tools/bench.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx
+from numpy.typing import NDArray
+from onnx_prune.backends.base import Arrays, TensorSpec, check_inputs, signature
+from onnx_prune.passes.execute import random_inputs
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+class OpenVinoArtifact:
+    """A compiled model with one request that is used again, in float32, tuned for latency."""
+
+    def __init__(self, model: onnx.ModelProto, threads: int) -> None:
+        import openvino
+
+        self.inputs: tuple[TensorSpec, ...]
+        self.outputs: tuple[TensorSpec, ...]
+        self.inputs, self.outputs = signature(model)
+        core = openvino.Core()
+        read = core.read_model(model.SerializeToString())
+        shapes = {name: list(value.shape) for name, value in random_inputs(model, dynamic=1).items()}
+        read.reshape(shapes)
+        config = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        self._request = core.compile_model(read, "CPU", config).create_infer_request()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        check_inputs(self.inputs, inputs)
+        results = self._request.infer(dict(inputs), share_inputs=True)
+        return {spec.name: results[k] for k, spec in enumerate(self.outputs)}
+
+
+@dataclass(frozen=True)
+class OpenVinoBackend:
+    """OpenVINO on this machine's CPU; sizes known only at run time are 1."""
+
+    threads: int = 1
+    name: ClassVar[str] = "openvino"
+
+    def compile(self, model: onnx.ModelProto) -> OpenVinoArtifact:
+        return OpenVinoArtifact(model, self.threads)
