@@ -130,7 +130,8 @@ def make_plan(
     told = goal.options | dict(how or {})
     if goal.ratio is not None:
         return Plan(entries_of(analysis, goal.chooser(analysis, ranking.scores).at_ratio(goal.ratio)), told)
-    for finer in _FINER if goal.multiple is None else _FINER[:1]:
+    coarse = goal.multiple is None and not curves  # ranks fill a budget up
+    for finer in _FINER if coarse else _FINER[:1]:
         chooser = goal.chooser(analysis, ranking.scores, finer)
         channels = Problem(chooser, ranking, goal.limits_on(analysis, amounts))
         problem = RankedProblem.of(analysis, channels, curves)
