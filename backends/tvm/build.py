@@ -20,6 +20,7 @@ from .schedules.gemm import Gemm
 from .schedules.pool import Pool
 from .schedules.reduction import Reduction
 from .schedules.rows import Rows
+from .schedules.winograd import Winograd
 from .workloads import Choice, Choices, Workload, scheduled
 
 _LOG = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def lower_graph(module: Any, choices: Choices) -> Any:
 
 def schedule(module: Any, threads: int) -> Any:
     """The rules, the most particular first; what none of them takes stays a plain loop nest."""
-    rules = [Conv, ChunkedConv, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
+    rules = [Conv, ChunkedConv, Winograd, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
     return dlight.ApplyDefaultSchedule(*(_Safe(rule(threads)) for rule in rules))(module)
 
 
