@@ -187,7 +187,7 @@ class CpuBackend:
             BackendError: TVM is not installed, or cannot take the model.
         """
         _require_tvm()
-        from .tvm import build, frontend
+        from .tvm import build, frontend, machine
         from .tvm.database import Database
         from .tvm.workloads import Choices
 
@@ -199,7 +199,7 @@ class CpuBackend:
             outputs = tuple(
                 TensorSpec(spec.name, spec.dtype, shape) for spec, shape in zip(outputs, shapes, strict=True)
             )
-            target = build.host_target(self.threads)
+            target = machine.host_target(self.threads)
             known = {} if self.database is None else Database(self.database).best(target)
             return CpuArtifact(build.build(module, target, Choices(known)), inputs, outputs, target)
 
@@ -223,12 +223,12 @@ class CpuBackend:
         if self.database is None:
             raise UsageError("tuning needs a database to keep what it finds")
         _require_tvm()
-        from .tvm import build, frontend, tune
+        from .tvm import frontend, machine, tune
         from .tvm.database import Database
 
         with native_log_hidden():
             module = frontend.import_model(frontend.fold(frontend.static(model, self.dims)))
-            target = build.host_target(self.threads)
+            target = machine.host_target(self.threads)
             return tune.tune(module, target, Database(self.database), seconds, progress)
 
 

@@ -50,7 +50,7 @@ def test_matrices_give_the_correlation_exactly(m: int, r: int) -> None:
 def test_every_patch_agrees_and_fuses_what_follows(
     shape: tuple[int, ...], out: int, r: int, pads: list[int], threads: int
 ) -> None:
-    from onnx_prune.backends.tvm import build, frontend
+    from onnx_prune.backends.tvm import build, frontend, machine
     from onnx_prune.backends.tvm.workloads import Choices
 
     patches = set()
@@ -59,7 +59,7 @@ def test_every_patch_agrees_and_fuses_what_follows(
         """Winograd's choices, one after the other."""
 
         def of(self, workload: Any) -> Any:
-            found = [c for c in workload.choices() if len(c) == 5 and c[-1] and c[-1] not in patches]
+            found = [c for c in workload.choices(self.far) if len(c) == 5 and c[-1] and c[-1] not in patches]
             patches.update({found[0][-1]} if found else ())
             return found[0] if found else super().of(workload)
 
@@ -69,7 +69,7 @@ def test_every_patch_agrees_and_fuses_what_follows(
         y = net.conv(x, shape[1] if number == 0 else out, out, r, pads=pads)
         x = net.op("Relu", y)
     proto = net.model(x)
-    reference, target = OnnxRuntimeBackend(1).compile(proto), build.host_target(threads)
+    reference, target = OnnxRuntimeBackend(1).compile(proto), machine.host_target(threads)
     module = frontend.import_model(frontend.fold(proto))
     made = build.build(module, target, Short())
     inputs = random_inputs(proto)

@@ -29,7 +29,7 @@ MOST = 24  # choices of a workload
 
 # The static model of a core, in cycles.
 _MACS = 16.0  # multiply-adds
-_BYTES = 7.0  # of weights that come from memory
+_BYTES = {False: 12.0, True: 6.0}  # of weights, from the last cache or from memory
 _TURN = 6.0  # to turn a vector of eight lanes of a patch to Winograd's basis, or back
 _CLEARLY = 0.8  # of the time of the direct way, to be preferred
 
@@ -68,10 +68,10 @@ class Convolution:
         alike = self.sections == 1 and not self.thin and not tile.outer and not tile.patch
         return choose_chunk(self.inner, self.window.kernel, tile) if alike else 0
 
-    def choices(self) -> Sequence[Choice]:
+    def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
-        direct, short = self._direct(), self._short()
-        if short and self._cycles(short[0]) < _CLEARLY * self._cycles(direct[0]):
+        direct, short = self._direct(), sorted(self._short(), key=lambda tile: self._cycles(tile, far))
+        if short and self._cycles(short[0], far) < _CLEARLY * self._cycles(direct[0], far):
             return [astuple(tile) for tile in (*short[: MOST // 2], *direct[: MOST // 2])]
         return [astuple(tile) for tile in (*direct[: MOST - len(short[: MOST // 2])], *short[: MOST // 2])]
 
@@ -89,25 +89,24 @@ class Convolution:
         for patch in winograd.patches(self.window.kernel[0]):
             shapes = tiles(self.blocks, 1, self._patches(patch))[:3]
             found += [replace(tile, outer=outer, patch=patch) for tile in shapes for outer in (0, 1)]
-        return sorted(found, key=self._cycles)
+        return found
 
     def _patches(self, patch: int) -> int:
         rows, columns = self.window.out(self.data[2:])
         return self.data[0] * ceil_div(rows, patch) * ceil_div(columns, patch)
 
-    def _cycles(self, tile: Tile) -> float:
-        """Estimated, with weights that no cache holds."""
-        weights = self.out * self.inner * 4.0
+    def _cycles(self, tile: Tile, far: bool) -> float:
+        weights = self.out * self.inner * 4.0 / _BYTES[far]
         if not tile.patch:
             rows, columns = self.window.out(self.data[2:])
             overhead = tile.overhead(ceil_div(self.blocks, self.sections), rows, columns)
             taps = math.prod(self.window.kernel)
-            return self.flops / 2 / _MACS * overhead + weights * taps / _BYTES
+            return self.flops / 2 / _MACS * overhead + weights * taps
         patches = self._patches(tile.patch)
         taps = (tile.patch + self.window.kernel[0] - 1) ** 2
         macs = float(taps * self.out * self.inner * patches)
         turns = patches * (ceil_div(self.inner, LANES) + self.blocks) * taps * _TURN
-        return macs / _MACS * tile.overhead(self.blocks, 1, patches) + turns + weights * taps / _BYTES
+        return macs / _MACS * tile.overhead(self.blocks, 1, patches) + turns + weights * taps
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
@@ -163,7 +162,7 @@ class Depthwise:
             * math.prod(self.window.kernel)
         )
 
-    def choices(self) -> Sequence[Choice]:
+    def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
         return [astuple(tile) for tile in tiles(1, *self.window.out(self.data[2:]))[:MOST]]
 
@@ -190,7 +189,7 @@ class Product:
     def flops(self) -> float:
         return 2.0 * self.rows * self.depth * self.columns
 
-    def choices(self) -> Sequence[Choice]:
+    def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
         return [(r, c, outer) for r, c in gemm.tiles(self.rows, self.columns) for outer in (0, 1)][:MOST]
 
@@ -218,7 +217,7 @@ class Batched:
     def flops(self) -> float:
         return 2.0 * self.batch * self.rows * self.depth * self.columns
 
-    def choices(self) -> Sequence[Choice]:
+    def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
         return [(r, c, 0) for r, c in gemm.tiles(self.rows, self.columns)]
 
@@ -246,9 +245,10 @@ def scheduled(workload: Workload, function: Any, threads: int) -> Any:
     return next(schedule for schedule in rules if schedule is not None)
 
 
-def key(workload: Workload) -> str:
-    """A name that tells all that matters of a workload."""
-    return json.dumps({"kernel": workload.name, "version": VERSION, **asdict(workload)}, sort_keys=True)
+def key(workload: Workload, far: bool) -> str:
+    """A name that tells all that matters of a workload in a model whose weights are ``far`` or near."""
+    about = {"kernel": workload.name, "version": VERSION, "far": far, **asdict(workload)}
+    return json.dumps(about, sort_keys=True)
 
 
 @dataclass
@@ -258,16 +258,18 @@ class Choices:
     Attributes:
         known: by `key`.
         seen: workloads that were asked for, and how often.
+        far: whether the model's weights are more than the last cache holds between two runs.
     """
 
     known: Mapping[str, Choice] = field(default_factory=dict)
     seen: Counter[Workload] = field(default_factory=Counter)
+    far: bool = False
 
     def of(self, workload: Workload) -> Choice:
         """The choice for a workload."""
         self.seen[workload] += 1
-        options = workload.choices()
-        found = self.known.get(key(workload))
+        options = workload.choices(self.far)
+        found = self.known.get(key(workload, self.far))
         return found if found is not None and found in options else options[0]
 
 

@@ -277,16 +277,17 @@ class Conv(Rule):
         oo, oi = schedule.split(o, [None, t])
         io, ii = schedule.split(i, [None, rows])
         jo, ji = schedule.split(j, [None, columns])
-        around = (io, jo, oo) if outer else (oo, io, jo)
-        schedule.reorder(b, *around, ii, ji, oi, v)
+        # Weights of a tile serve the whole batch, or those of all tiles an image.
+        around = (b, io, jo, oo) if outer else (oo, b, io, jo)
+        schedule.reorder(*around, ii, ji, oi, v)
         schedule.vectorize(v)
         for loop in (ii, ji, oi):
             schedule.unroll(loop)
         if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS:
-            schedule.parallel(schedule.fuse(b, *around[:2]))
+            schedule.parallel(schedule.fuse(*around[:3]))
         vector_pad(schedule)
         schedule.set_scope(sums, 0, "local")
-        schedule.compute_at(sums, around[2], preserve_unit_loops=True)
+        schedule.compute_at(sums, around[3], preserve_unit_loops=True)
         y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(sums)[-8:]
         schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
         for loop in (rv, y, x, c):
@@ -313,19 +314,21 @@ class ChunkedConv(Rule):
         width, height = extent(schedule, j), extent(schedule, i)
         positions = _BAND_BYTES // (4 * LANES * t)
         band = max(rows, min(ceil_div(height, rows), positions // max(1, width * rows)) * rows)
+        images = max(1, positions // (width * height)) if band >= height else 1
         oo, oi = schedule.split(o, [None, t])
+        bo, bi = schedule.split(b, [None, min(images, extent(schedule, b))])
         io, ii = schedule.split(i, [None, band])
-        schedule.reorder(b, oo, io, ii, j, oi, v)
+        schedule.reorder(oo, bo, io, bi, ii, j, oi, v)
         schedule.vectorize(v)
         schedule.unroll(oi)
         if self.threads > 1 and block_flops(schedule, parts) > WORTH_THREADS:
-            schedule.parallel(schedule.fuse(b, oo))
+            schedule.parallel(schedule.fuse(oo, bo))
         vector_pad(schedule)
         schedule.compute_at(sums, io, preserve_unit_loops=True)
-        y, x, c, lane, q = schedule.get_loops(sums)[-5:]
+        image, _, y, x, c, lane, q = schedule.get_loops(sums)[-7:]
         yo, yi = schedule.split(y, [None, rows])
         xo, xi = schedule.split(x, [None, columns])
-        schedule.reorder(q, yo, xo, yi, xi, c, lane)
+        schedule.reorder(q, image, yo, xo, yi, xi, c, lane)
         for loop in (yi, xi, c):
             schedule.unroll(loop)
         schedule.vectorize(lane)
