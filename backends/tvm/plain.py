@@ -82,10 +82,7 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
     shape = static_shape(x)
     shown = _read(forms, x, len(shape) - 1)
     lead, (k, n) = shape[:-1], weights.shape
-    # Elementwise operators fuse with the product when one leading axis is its only long one.
-    flat = sum(size != 1 for size in lead) > 1
-    lead = (math.prod(lead),) if flat else lead
-    position = reshape_index(shape, (*lead, k))
+    position = reshape_index(shape, (math.prod(lead), k))
     tile = forms.choices.of(Product(math.prod(lead), k, n))
 
     def compute(data: Any, w: Any) -> Any:
@@ -97,8 +94,7 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
     packed_weights = relax.const(gemm.pack_weights(weights, tile[1]))
     # A single row may be spread over many by what follows; fused, it would be computed again for each.
     pattern = FUSIBLE if math.prod(lead) > 1 else ALONE
-    result = forms.emit(compute, "gemm", pattern, forms.rebuild(shown.base), packed_weights)
-    return forms.builder.emit(relax.op.reshape(result, list(out))) if flat else result
+    return forms.emit(compute, "gemm", pattern, forms.rebuild(shown.base), packed_weights)
 
 
 def _batched(forms: Forms, call: Any, order: list[int]) -> Any:

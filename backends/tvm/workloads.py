@@ -24,7 +24,7 @@ from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 # How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
 Choice: TypeAlias = tuple[int, ...]
 
-VERSION = 2  # of kernels and schedules: times of another one say nothing about these
+VERSION = 3  # of kernels and schedules: times of another one say nothing about these
 MOST = 24  # choices of a workload
 
 # The static model of a core, in cycles.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from .common import (
     inline_around,
     vectorize,
 )
+
+_NEAR_BYTES = 1 << 18  # of a core's second cache
 
 # Reads an element of an operand at a position.
 Read = Callable[[Sequence[Any]], Any]
@@ -55,33 +58,35 @@ def pack_weights(weights: NDArray[Any], columns: int) -> NDArray[Any]:
 
 
 def matmul_packed(x: Read, lead: Sequence[int], k: int, weights: Any, n: int, tile: Sequence[int]) -> Any:
-    """x (*lead, k) times packed weights: (*lead, n). At most one axis of ``lead`` is longer than 1.
+    """A matrix x (rows, k) times packed weights, rows arranged as ``lead``: (*lead, n).
 
     Args:
         tile: rows and columns in registers, and 0 where the outermost loop is over columns, 1 where over
             rows.
     """
     mr, nr, outer = tile
-    long = next((i for i, d in enumerate(lead) if d != 1), len(lead) - 1)
-    m = lead[long]
+    m = math.prod(lead)
     padded = ceil_div(m, mr) * mr
     depth = te.reduce_axis((i64(0), i64(k)), "k")
 
-    def at(i: Any) -> list[Any]:
-        i = i if padded == m else tirx.min(i, i64(m - 1))
-        return [i if axis == long else i64(0) for axis in range(len(lead))]
+    def product(i: Any, panel: Any, j: Any) -> Any:
+        row = i if padded == m else tirx.min(i, i64(m - 1))
+        return te.sum(x([row, depth]) * weights[panel, depth, j], axis=[depth])
 
     sums = te.compute(
         (i64(padded), weights.shape[0], i64(nr)),
-        lambda i, panel, j: te.sum(x([*at(i), depth]) * weights[panel, depth, j], axis=[depth]),
+        product,
         name="gemm_sum",
-        attrs={"gemm.tile": f"{mr},{nr},{long},{outer}"},
+        attrs={"gemm.tile": f"{mr},{nr},{outer}"},
     )
-    return te.compute(
-        [i64(d) for d in (*lead, n)],
-        lambda *at: sums[at[long], tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))],
-        name="gemm_out",
-    )
+
+    def result(*at: Any) -> Any:
+        row = i64(0)
+        for size, index in zip(lead, at, strict=False):
+            row = row * i64(size) + index
+        return sums[row, tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))]
+
+    return te.compute([i64(d) for d in (*lead, n)], result, name="gemm_out")
 
 
 def matmul_batched(
@@ -121,7 +126,7 @@ def matmul_batched(
         [*full[:depth], i64(padded), i64(panels), i64(nr)],
         product,
         name="gemm_sum",
-        attrs={"gemm.batched": f"{mr},{nr},{list(order).index(depth)},0"},
+        attrs={"gemm.batched": f"{mr},{nr},{list(order).index(depth)}"},
     )
 
     def result(*at: Any) -> Any:
@@ -133,6 +138,24 @@ def matmul_batched(
     return te.compute([full[axis] for axis in order], result, name="gemm_out")
 
 
+def _flat(shape: Sequence[int]) -> Any:
+    """The index map that joins all axes but the last."""
+
+    def join(*at: Any) -> list[Any]:
+        row = i64(0)
+        for size, index in zip(shape[:-1], at, strict=False):
+            row = row * i64(size) + index
+        return [row, at[-1]]
+
+    return tirx.IndexMap.from_func(join, ndim=len(shape))
+
+
+def _rows_near(tiles: int, mr: int, depth: int) -> int:
+    """How many tiles of rows to multiply by each panel in turn, so that they stay in the second cache."""
+    most = max(1, _NEAR_BYTES // (mr * depth * 4))
+    return ceil_div(tiles, ceil_div(tiles, most))
+
+
 class Gemm(Rule):
     """Schedule of both products with whatever elementwise operators were fused after them."""
 
@@ -142,21 +165,33 @@ class Gemm(Rule):
         if found is None:
             return None
         sums, tile = found[0], [int(v) for v in str(found[1]).split(",")]
-        mr, nr, _, by_rows = tile
+        depth = extent(schedule, schedule.get_loops(sums)[-1])
+        mr, nr, last = tile
         out = inline_around(schedule, lambda name: name in ("gemm_pack", "gemm_sum"))
-        loops = schedule.get_loops(out)
-        if len(loops) < 2:
-            return None
-        row = loops[tile[2]]
-        rest = [loop for axis, loop in enumerate(loops[:-1]) if axis != tile[2]]
-        panel, lane = schedule.split(loops[-1], [None, nr])
-        outer_row, inner_row = schedule.split(row, [None, mr])
         if constant:
-            outer, inner = (outer_row, panel) if by_rows else (panel, outer_row)
-            schedule.reorder(outer, *rest, inner, inner_row, lane)
+            # The loops over rows as one: only so it is seen which rows of sums a tile needs.
+            schedule.transform_block_layout(
+                out, _flat([extent(schedule, x) for x in schedule.get_loops(out)])
+            )
+        *rows, column = schedule.get_loops(out)
+        if not rows:
+            return None
+        panel, lane = schedule.split(column, [None, nr])
+        if batched:
+            rest = [loop for axis, loop in enumerate(rows) if axis != last]
+            inner, inner_row = schedule.split(rows[last], [None, mr])
+            schedule.reorder(*rest, panel, inner, inner_row, lane)
+            outer = schedule.fuse(*rest)
         else:
-            schedule.reorder(*rest, panel, outer_row, inner_row, lane)
-            outer, inner = schedule.fuse(*rest) if len(rest) > 1 else rest[0], outer_row
+            outer_row, inner_row = schedule.split(rows[0], [None, mr])
+            if last:
+                outer, inner = outer_row, panel
+                schedule.reorder(outer, inner, inner_row, lane)
+            else:
+                near = _rows_near(extent(schedule, outer_row), mr, depth)
+                band, inner = schedule.split(outer_row, [None, near])
+                schedule.reorder(band, panel, inner, inner_row, lane)
+                outer = schedule.fuse(band, panel)
         schedule.set_scope(sums, 0, "local")
         schedule.compute_at(sums, inner, preserve_unit_loops=True)
         if batched:
@@ -173,5 +208,5 @@ class Gemm(Rule):
         vectorize(schedule, init[-1])
         schedule.unroll(inner_row)
         vectorize(schedule, lane)
-        schedule.annotate(panel, "pragma_loop_partition_hint", 1)
+        schedule.annotate(panel if batched or last else outer, "pragma_loop_partition_hint", 1)
         return schedule
