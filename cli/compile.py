@@ -11,6 +11,7 @@ import onnx_prune as api
 import typer
 from rich.markup import escape
 
+from ..backends.artifact import Batch
 from ..backends.base import Progress
 from . import amounts, options
 from .app import app, examples
@@ -27,6 +28,7 @@ Folder = Annotated[
     epilog=examples(
         "compile smaller.onnx -o smaller.so --target cpu",
         "compile smaller.onnx -o smaller.so --tune 5m --database tuned",
+        "compile smaller.onnx -o smaller.so --batch 1,8",
     ),
 )
 def compile_(
@@ -39,12 +41,16 @@ def compile_(
         typer.Option("--tune", metavar="TIME", help="Look for faster kernels first, for 90s, 5m or 1h."),
     ] = None,
     database: Folder = None,
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="SIZES", help="Sizes of a dynamic batch to compile for: 1,8.")
+    ] = "1",
     json_: options.Json = None,
 ) -> None:
     """Compile a model with Apache TVM into one shared library with its weights inside."""
     # A description of the library's inputs and outputs goes beside it.
     check_outputs(output, output.with_name(output.name + ".json"), json_)
     limit = None if tune is None else amounts.seconds(tune, "--tune")
+    batches = amounts.counts(batch, "--batch")
     seconds: dict[str, float] = {}
     with step(seconds, "load"):
         loaded = api.load(model)
@@ -53,15 +59,31 @@ def compile_(
         if limit and folder is not None:
             _tune(loaded, folder, limit, target, threads, seconds)
         with step(seconds, "compile"):
-            artifact = api.compile(loaded, target, threads, folder)
+            artifact = api.compile(loaded, target, threads, folder, batches)
     with step(seconds, "save"):
         artifact.save(output)
     size = output.stat().st_size
     say(f"wrote {output} ({size:,} bytes)")
+    if artifact.batch is not None:
+        say(_batch_told(artifact.batch))
     emit(
         json_,
-        {"output": str(output), "bytes": size, "target": target, "threads": threads, "seconds": seconds},
+        {
+            "output": str(output),
+            "bytes": size,
+            "target": target,
+            "threads": threads,
+            "batch": None if artifact.batch is None else asdict(artifact.batch),
+            "seconds": seconds,
+        },
     )
+
+
+def _batch_told(batch: Batch) -> str:
+    sizes = " and ".join(map(str, batch.sizes))
+    if batch.obstacle is None:
+        return f"takes a batch '{batch.symbol}' of any size, in runs of {sizes}"
+    return f"takes a batch '{batch.symbol}' of {sizes} only: {batch.obstacle}"
 
 
 @app.command(epilog=examples("tune model.onnx --database tuned --time 5m"))

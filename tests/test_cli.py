@@ -185,6 +185,7 @@ def test_a_certificate_that_does_not_hold_is_status_3(tmp_path: Path) -> None:
         (["apply", RESNET, "missing.json", "-o", "OUT"], 1, "missing.json"),
         (["apply", RESNET, RESNET, "-o", "OUT"], 1, "plan"),
         (["compile", RESNET, "-o", "OUT", "--target", "abacus"], 2, "abacus"),
+        (["compile", RESNET, "-o", "OUT", "--batch", "1;8"], 2, "write 1,8"),
         (["bench", RESNET, "--against", "abacus"], 2, "abacus"),
     ],
 )

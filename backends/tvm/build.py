@@ -14,6 +14,7 @@ from tvm.target import codegen
 from ...analysis.errors import BackendError
 from .constants import tidy
 from .lower import lower
+from .merge import merge
 from .schedules.conv import ChunkedConv, Conv, Depthwise
 from .schedules.elementwise import Elementwise
 from .schedules.gemm import Gemm
@@ -47,22 +48,23 @@ def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:
     )
 
 
-def build(module: Any, description: Mapping[str, Any], choices: Choices | None = None) -> Any:
-    """A VM executable.
+def build(modules: Mapping[str, Any], description: Mapping[str, Any], choices: Choices | None = None) -> Any:
+    """A VM executable of several functions.
 
     Args:
-        module: a Relax module as imported, with one function, ``main``.
+        modules: by the name the function gets, Relax modules as imported, each with one function, ``main``.
         choices: what is known of kernels.
         description: of the target; kernels use as many threads as it has ``num-cores``.
 
     Raises:
-        BackendError: the module cannot be compiled.
+        BackendError: a module cannot be compiled.
     """
     target = tvm.target.Target(dict(description))
+    known, threads = choices or Choices(), int(description["num-cores"])
     try:
         with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
-            lowered = schedule(lower_graph(module, choices or Choices()), int(description["num-cores"]))
-            return tvm.compile(lowered, target=target)
+            lowered = {name: schedule(lower_graph(m, known), threads) for name, m in modules.items()}
+            return tvm.compile(merge(lowered), target=target)
     except Exception as error:  # passes raise whatever their parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(f"TVM cannot compile the model: {lines[-1][:300]}") from error
