@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -17,12 +15,11 @@ from numpy.typing import NDArray
 
 from ..analysis.errors import BackendError
 from ..passes.execute import first_line
-from ..passes.save import save_text, write_atomic
+from . import library
 from .base import Arrays, TensorSpec, check_inputs
-from .quiet import native_log_hidden
+from .memory import aligned, tensor
+from .weights import Program
 
-_FORMAT = 2
-_ALIGNMENT = 64
 _BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -84,6 +81,7 @@ class CpuArtifact:
     """A compiled model. Runs in this process; `save` writes it for others.
 
     Attributes:
+        program: its machine code and weights.
         inputs: with the sizes the model was compiled for; the batch has its symbol.
         outputs: sizes that depend on inputs, other than by the batch, are None.
         target: description of the machine it was compiled for; ``num-cores`` threads run its kernels.
@@ -92,7 +90,7 @@ class CpuArtifact:
 
     def __init__(
         self,
-        executable: Any,
+        program: Program,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         target: Mapping[str, Any],
@@ -101,15 +99,19 @@ class CpuArtifact:
         import tvm
         from tvm import relax
 
-        self.executable = executable
+        self.program = program
         self.inputs = inputs
         self.outputs = outputs
         self.target = dict(target)
         self.batch = batch
         self._threads = tvm.get_global_func("runtime.config_threadpool")
-        self._machine = relax.VirtualMachine(executable, tvm.cpu())
+        machine = relax.VirtualMachine(program.executable, tvm.cpu())
+        weights = [tvm.runtime.from_dlpack(array) for array in program.weights.tensors]
         sizes = {1: "main"} if batch is None else {size: batch.function(size) for size in batch.sizes}
-        self._functions = {size: _Function(self._machine[name], inputs, size) for size, name in sizes.items()}
+        self._functions = {
+            size: _Function(machine, name, inputs, size, [weights[i] for i in program.uses[name]])
+            for size, name in sizes.items()
+        }
 
     def run(self, inputs: Inputs) -> Arrays:
         """Outputs by name.
@@ -151,76 +153,52 @@ class CpuArtifact:
                 result[start : start + rows] = view[:rows]
         return results
 
-    def save(self, path: str | Path) -> None:
-        """Write one shared library with the weights inside, and its description as JSON beside it.
+    def save(self, path: str | Path, beside: bool = False) -> None:
+        """Write a shared library, and its description as JSON beside it.
+
+        Args:
+            beside: the weights go to ``PATH.weights``, which is mapped when loaded, and not into the library.
 
         Raises:
-            OutputError: the file cannot be written.
+            OutputError: a file cannot be written.
             BackendError: there is no C++ compiler to link it, or the artifact itself came from a file.
         """
         from tvm import relax
 
-        path = Path(path)
-        if not isinstance(self.executable, relax.VMExecutable):
+        if not isinstance(self.program.executable, relax.VMExecutable):
             raise BackendError("this artifact was loaded from a file: copy that file instead")
-
-        def write(temporary: Path) -> None:
-            try:
-                with native_log_hidden():
-                    self.executable.export_library(str(temporary))
-            except RuntimeError as error:
-                raise BackendError(
-                    f"cannot link '{path}'; a C++ compiler such as g++ is needed: {first_line(error)}"
-                ) from error
-
-        write_atomic(path, write)
-        description = {
-            "format": _FORMAT,
+        about = {
             "inputs": [asdict(spec) for spec in self.inputs],
             "outputs": [asdict(spec) for spec in self.outputs],
             "batch": None if self.batch is None else asdict(self.batch),
             "target": self.target,
             "versions": {name: metadata.version(name) for name in ("onnx-prune", "apache-tvm")},
-            "sha256": _digest(path),
         }
-        save_text(json.dumps(description, indent=2) + "\n", _description(path))
+        library.save(Path(path), self.program, about, beside)
 
 
 def load_artifact(path: str | Path) -> CpuArtifact:
     """A compiled model that `CpuArtifact.save` wrote. Loading runs its code: trust it first.
 
     Raises:
-        BackendError: TVM is not installed, a file is missing, or the library is not the one described.
+        BackendError: TVM is not installed, a file is missing, or one is not what is described.
     """
     require_tvm()
-    import tvm
-
     path = Path(path).resolve()  # a bare name would be searched for in the system's folders
-    beside = _description(path)
+    about = library.describe(path)
     try:
-        text = beside.read_text("utf-8")
-        digest = _digest(path)
-    except OSError as error:
-        raise BackendError(f"cannot read '{error.filename}': {error.strerror}") from None
-    try:
-        about = json.loads(text)
-        if about["format"] != _FORMAT:
-            raise BackendError(f"'{beside}' has format {about['format']}; this program reads {_FORMAT}")
         inputs, outputs = (
             tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in about[side])
             for side in ("inputs", "outputs")
         )
-        target, described = about["target"], about["sha256"]
-        batch = about["batch"]
+        target, batch = about["target"], about["batch"]
         if batch is not None:
             batch = Batch(batch["symbol"], tuple(batch["sizes"]), batch["obstacle"])
-    except (ValueError, KeyError, TypeError):
-        raise BackendError(f"'{beside}' does not describe a compiled model") from None
-    if digest != described:
-        raise BackendError(f"'{path}' is not the library that '{beside.name}' describes")
+    except (KeyError, TypeError):
+        raise library.malformed(path) from None
+    program = library.load(path, about)
     try:
-        with native_log_hidden():
-            return CpuArtifact(tvm.runtime.load_module(str(path)), inputs, outputs, target, batch)
+        return CpuArtifact(program, inputs, outputs, target, batch)
     except Exception as error:
         raise BackendError(f"cannot load '{path}': {first_line(error)}") from error
 
@@ -231,29 +209,29 @@ class _Function:
     Making a tensor costs more than a small kernel, so that each input has one for all runs.
     """
 
-    def __init__(self, call: Callable[..., Any], specs: Sequence[TensorSpec], batch: int) -> None:
+    def __init__(
+        self, machine: Any, name: str, specs: Sequence[TensorSpec], batch: int, weights: Sequence[Any]
+    ) -> None:
         import tvm
 
-        self._call = call
-        self._arrays = {spec.name: _aligned(spec, batch) for spec in specs}
-        self._values = [tvm.runtime.from_dlpack(array) for array in self._arrays.values()]
+        self._arrays = {spec.name: _memory(spec, batch) for spec in specs}
+        values = [tvm.runtime.from_dlpack(array) for array in self._arrays.values()]
+        # Arguments that the machine keeps cost nothing at a call.
+        machine.save_function(name, f"{name}.kept", *values, *weights)
+        self._call = machine[f"{name}.kept"]
 
     def __call__(self, inputs: Inputs) -> list[NDArray[Any]]:
         """Views of its results, until the next call. Inputs may have fewer rows than the function takes."""
         for name, array in self._arrays.items():
             given = inputs[name]
             np.copyto(array if given.shape == array.shape else array[: len(given)], given)
-        return list(_flat(self._call(*self._values)))
+        return list(_flat(self._call()))
 
 
-def _aligned(spec: TensorSpec, batch: int) -> NDArray[Any]:
-    """Memory for an input, at a multiple of the 64 bytes that TVM asks for."""
-    dtype = np.dtype(spec.dtype)
-    shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
-    size = dtype.itemsize * math.prod(shape)
-    memory = np.zeros(size + _ALIGNMENT, np.uint8)  # rows that are not given must hold something
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+def _memory(spec: TensorSpec, batch: int) -> NDArray[Any]:
+    """Zeros for an input: rows that are not given must hold something."""
+    shape = [size if isinstance(size, int) else batch for size in spec.shape]
+    return tensor(aligned(np.dtype(spec.dtype).itemsize * math.prod(shape)), spec.dtype, shape)
 
 
 def _flat(result: Any) -> Iterator[NDArray[Any]]:
@@ -263,12 +241,3 @@ def _flat(result: Any) -> Iterator[NDArray[Any]]:
         return
     for part in result:
         yield from _flat(part)
-
-
-def _description(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

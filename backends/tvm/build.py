@@ -12,6 +12,7 @@ from tvm.s_tir import dlight
 from tvm.target import codegen
 
 from ...analysis.errors import BackendError
+from ..weights import Program, gathered
 from .constants import tidy
 from .lower import lower
 from .merge import merge
@@ -21,6 +22,7 @@ from .schedules.gemm import Gemm
 from .schedules.pool import Pool
 from .schedules.reduction import Reduction
 from .schedules.rows import Rows
+from .weights import Distinct, lift
 from .workloads import Choice, Choices, Workload, scheduled
 
 _LOG = logging.getLogger(__name__)
@@ -48,8 +50,10 @@ def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:
     )
 
 
-def build(modules: Mapping[str, Any], description: Mapping[str, Any], choices: Choices | None = None) -> Any:
-    """A VM executable of several functions.
+def build(
+    modules: Mapping[str, Any], description: Mapping[str, Any], choices: Choices | None = None
+) -> Program:
+    """A VM executable of several functions, and the weights they take.
 
     Args:
         modules: by the name the function gets, Relax modules as imported, each with one function, ``main``.
@@ -61,13 +65,17 @@ def build(modules: Mapping[str, Any], description: Mapping[str, Any], choices: C
     """
     target = tvm.target.Target(dict(description))
     known, threads = choices or Choices(), int(description["num-cores"])
+    distinct, lowered, weights = Distinct(), {}, {}
     try:
         with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
-            lowered = {name: schedule(lower_graph(m, known), threads) for name, m in modules.items()}
-            return tvm.compile(merge(lowered), target=target)
+            for name, module in modules.items():
+                ready = schedule(lower_graph(module, known), threads)
+                lowered[name], weights[name] = lift(ready, distinct)
+            executable = tvm.compile(merge(lowered), target=target)
     except Exception as error:  # passes raise whatever their parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(f"TVM cannot compile the model: {lines[-1][:300]}") from error
+    return Program(executable, gathered(distinct.arrays), weights)
 
 
 def workloads_of(module: Any) -> list[tuple[Workload, int]]:
