@@ -55,7 +55,7 @@ class CpuBackend:
             BackendError: TVM is not installed, or cannot take the model.
         """
         require_tvm()
-        from .tvm import build, frontend
+        from .tvm import build, frontend, machine
         from .tvm.database import Database
         from .tvm.workloads import Choices
 
@@ -70,16 +70,16 @@ class CpuBackend:
                 modules[name] = frontend.import_model(fixed)
                 shapes.append(build.output_shapes(modules[name]))
             inputs, outputs = signature(fixed)
-            target = build.host_target(self.threads)
+            target = machine.host_target(self.threads)
             known = {} if self.database is None else Database(self.database).best(target)
-            executable = build.build(modules, target, Choices(known))
+            program = build.build(modules, target, Choices(known))
         made = tuple(
             TensorSpec(spec.name, spec.dtype, _common(each, batch))
             for spec, *each in zip(outputs, *shapes, strict=True)
         )
         if batch is not None:
             inputs = tuple(TensorSpec(s.name, s.dtype, (batch.symbol, *s.shape[1:])) for s in inputs)
-        return CpuArtifact(executable, inputs, made, target, batch)
+        return CpuArtifact(program, inputs, made, target, batch)
 
     def _batch(self, model: onnx.ModelProto) -> Batch | None:
         symbol = batch_of(model)
@@ -114,12 +114,12 @@ class CpuBackend:
         if self.database is None:
             raise UsageError("tuning needs a database to keep what it finds")
         require_tvm()
-        from .tvm import build, frontend, tune
+        from .tvm import frontend, machine, tune
         from .tvm.database import Database
 
         with native_log_hidden():
             module = frontend.import_model(frontend.fold(frontend.static(model, self.dims)))
-            target = build.host_target(self.threads)
+            target = machine.host_target(self.threads)
             return tune.tune(module, target, Database(self.database), seconds, progress)
 
 

@@ -46,16 +46,17 @@ def products() -> Any:
 def test_every_choice_computes_the_same(build: Any, number: int) -> None:
     from onnx_prune.backends.tvm import build as tvm_build
     from onnx_prune.backends.tvm import frontend
+    from onnx_prune.backends.tvm.machine import host_target
     from onnx_prune.backends.tvm.workloads import Choices
 
     class Forced(Choices):
         def of(self, workload: Any) -> Any:
-            options = workload.choices()
+            options = workload.choices(False)
             self.seen[workload] += 1
             return options[number % len(options)]
 
     proto = build()
-    choices, target = Forced(), tvm_build.host_target(1)
+    choices, target = Forced(), host_target(1)
     module = frontend.import_model(frontend.fold(proto))
     reference = OnnxRuntimeBackend(1).compile(proto)
     built = tvm_build.build({"main": module}, target, choices)
@@ -68,8 +69,8 @@ def test_every_choice_computes_the_same(build: Any, number: int) -> None:
 
 def test_what_is_found_is_kept_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnx_prune.backends.base import Progress
-    from onnx_prune.backends.tvm.build import host_target
     from onnx_prune.backends.tvm.database import Database
+    from onnx_prune.backends.tvm.machine import host_target
 
     def interrupt(progress: Progress) -> None:
         if progress.done == 3:
@@ -94,17 +95,17 @@ def test_what_is_found_is_kept_and_taken(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_database_is_one_of_metaschedule(tmp_path: Path) -> None:
-    from onnx_prune.backends.tvm.build import host_target
     from onnx_prune.backends.tvm.database import Database
+    from onnx_prune.backends.tvm.machine import host_target
     from onnx_prune.backends.tvm.workloads import Product
     from tvm import s_tir
     from tvm.s_tir import meta_schedule
 
     workload = Product(5, 30, 50)
-    choices = workload.choices()
+    choices = workload.choices(False)
     database = Database(tmp_path)
     for choice, seconds in ((choices[1], 3e-6), (choices[0], 2e-6), (choices[2], 4e-6)):
-        database.add(workload, choice, seconds, host_target(1))
+        database.add(workload, False, choice, seconds, host_target(1))
     assert list(Database(tmp_path).best(host_target(1)).values()) == [choices[0]]
     records = meta_schedule.database.JSONDatabase(work_dir=str(tmp_path)).get_all_tuning_records()
     assert sorted(float(r.run_secs[0]) for r in records) == [2e-6, 3e-6, 4e-6]
@@ -134,14 +135,14 @@ class Fatal:
         from onnx_prune.backends.tvm.workloads import Product
 
         product = Product(4, 8, 16)
-        return product.tensors(product.choices()[0])
+        return product.tensors(product.choices(False)[0])
 
 
 def test_a_crash_costs_one_trial() -> None:
-    from onnx_prune.backends.tvm.build import host_target
+    from onnx_prune.backends.tvm.machine import host_target
     from onnx_prune.backends.tvm.trial import Trials
 
-    with Trials(host_target(1)) as trials:
+    with Trials(host_target(1), False) as trials:
         workload: Any = Fatal()
         assert trials.seconds(workload, [(1,)]) == [[]]
         ((seconds,),) = trials.seconds(workload, [(0,)])
@@ -155,7 +156,7 @@ class Scripted:
         self.times = times
 
     def seconds(self, workload: Any, choices: Sequence[Any], rounds: int = 1) -> list[list[float]]:
-        options = list(workload.choices())
+        options = list(workload.choices(False))
         return [[self.times.get(options.index(c), 1.0)] * rounds for c in choices]
 
 
@@ -166,8 +167,8 @@ def test_only_what_is_clearly_faster_replaces_the_default(times: dict[int, float
 
     trials: Any = Scripted(times)
     workload = Product(64, 64, 64)
-    found = _tuned(workload, trials, float("inf"))
-    assert found is not None and found.choice == workload.choices()[best]
+    found = _tuned(workload, workload.choices(False), trials, float("inf"))
+    assert found is not None and found.choice == workload.choices(False)[best]
     assert found.after <= found.before
 
 

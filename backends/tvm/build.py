@@ -9,12 +9,12 @@ from typing import Any
 import tvm
 from tvm import relax, s_tir, te, tirx
 from tvm.s_tir import dlight
-from tvm.target import codegen
 
 from ...analysis.errors import BackendError
 from ..weights import Program, gathered
-from .constants import tidy
+from .constants import constant_bytes, tidy
 from .lower import lower
+from .machine import last_cache
 from .merge import merge
 from .schedules.conv import ChunkedConv, Conv, Depthwise
 from .schedules.elementwise import Elementwise
@@ -22,6 +22,7 @@ from .schedules.gemm import Gemm
 from .schedules.pool import Pool
 from .schedules.reduction import Reduction
 from .schedules.rows import Rows
+from .schedules.winograd import Winograd
 from .weights import Distinct, lift
 from .workloads import Choice, Choices, Workload, scheduled
 
@@ -29,15 +30,6 @@ _LOG = logging.getLogger(__name__)
 
 # Splits loops whose last step is partial, instead of testing every step.
 _CONFIG = {"s_tir.LoopPartition": {"partition_const_loop": True}}
-
-
-def host_target(threads: int) -> dict[str, Any]:
-    """This machine's CPU as a target. Sums may be reordered, which vectorising them needs, and -0 be 0."""
-    target: dict[str, Any] = {"kind": "llvm", "num-cores": threads}
-    cpu = codegen.llvm_get_system_cpu()
-    if cpu and cpu != "generic":
-        target["mcpu"] = cpu
-    return target | {f"fast-math-{flag}": True for flag in ("reassoc", "contract", "nsz")}
 
 
 def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:
@@ -78,8 +70,8 @@ def build(
     return Program(executable, gathered(distinct.arrays), weights)
 
 
-def workloads_of(module: Any) -> list[tuple[Workload, int]]:
-    """The kernels of an imported module that can be computed in several ways, and how often it runs each.
+def workloads_of(module: Any) -> Choices:
+    """The kernels of an imported module that can be computed in several ways.
 
     Raises:
         BackendError: the module cannot be compiled.
@@ -87,7 +79,7 @@ def workloads_of(module: Any) -> list[tuple[Workload, int]]:
     choices = Choices()
     with tvm.transform.PassContext(opt_level=3, config=_CONFIG):
         lower_graph(module, choices)
-    return list(choices.seen.items())
+    return choices
 
 
 def kernel_of(
@@ -118,12 +110,13 @@ def lower_graph(module: Any, choices: Choices) -> Any:
     ]
     module = t.DecomposeOpsForInference()(tidy(module))
     module = tvm.transform.Sequential(before)(module)
+    choices.far = constant_bytes(module["main"]) > last_cache()
     return tvm.transform.Sequential(after)(lower(module, choices))
 
 
 def schedule(module: Any, threads: int) -> Any:
     """The rules, the most particular first; what none of them takes stays a plain loop nest."""
-    rules = [Conv, ChunkedConv, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
+    rules = [Conv, ChunkedConv, Winograd, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
     return dlight.ApplyDefaultSchedule(*(_Safe(rule(threads)) for rule in rules))(module)
 
 

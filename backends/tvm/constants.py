@@ -39,6 +39,18 @@ def tidy(module: Any) -> Any:
     return tidier.builder_.get()
 
 
+def constant_bytes(function: Any) -> int:
+    """Bytes of the constants of a function."""
+    sizes: list[int] = []
+
+    def visit(expression: Any) -> None:
+        if isinstance(expression, Constant) and isinstance(expression.ty, relax.TensorType):
+            sizes.append(expression.value.numpy().nbytes)
+
+    relax.analysis.post_order_visit(function, visit)
+    return sum(sizes)
+
+
 @mutator
 class _Tidier(PyExprMutator):  # type: ignore[misc]
     def visit_call_(self, call: Any) -> Any:

@@ -53,9 +53,13 @@ class Database:
                 found[name] = seconds, tuple(json.loads(str(attributes[_CHOICE])))
         return {name: choice for name, (_, choice) in found.items()}
 
-    def add(self, workload: Workload, choice: Choice, seconds: float, target: Mapping[str, Any]) -> None:
+    def add(
+        self, workload: Workload, far: bool, choice: Choice, seconds: float, target: Mapping[str, Any]
+    ) -> None:
         """A time of a kernel on a target."""
-        function = te.create_prim_func(list(workload.tensors(choice))).with_attr(_WORKLOAD, key(workload))
+        function = te.create_prim_func(list(workload.tensors(choice))).with_attr(
+            _WORKLOAD, key(workload, far)
+        )
         function = function.with_attr(_CHOICE, json.dumps(choice))
         module = tvm.IRModule({"main": function})
         with tvm.target.Target(dict(target)):

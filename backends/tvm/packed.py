@@ -17,6 +17,7 @@ from tvm.ir import Constant
 from .forms import ALONE, FUSIBLE, Forms, shape_of, static_shape
 from .schedules import conv, pool
 from .schedules.common import LANES, ceil_div, i64
+from .schedules.tile import Tile
 from .workloads import Convolution, Depthwise
 
 _UNARY = ("relax.nn.relu", "relax.nn.leakyrelu", "relax.clip", "relax.negative", "relax.abs")
@@ -54,7 +55,7 @@ def convolve(
         data = forms.pack(x)
         if each_out > 1:
             data = forms.emit(lambda d: conv.repeat_channels(d, out, each_out), "repeat", ALONE, data)
-        tile = conv.Tile(*forms.choices.of(Depthwise((n, out, h, width), window)))
+        tile = Tile(*forms.choices.of(Depthwise((n, out, h, width), window)))
         return forms.emit(
             lambda d, k: conv.depthwise(d, k, window, size, tile),
             "depthwise",
@@ -64,23 +65,16 @@ def convolve(
         )
     # Groups are joined until their channels fill whole lanes; the weights between them are zero.
     joined = conv.joined_groups(each_in, each_out, groups)
-    blocks = ceil_div(out, LANES)
     if groups > 1:
         weights = conv.join_groups(weights, groups, joined)
     sections = ceil_div(groups, joined)
     thin = c < LANES and x not in forms.packed and groups == 1
     outer = joined * each_out if sections > 1 else out
     workload = Convolution((n, c, h, width), out, weights.shape[1], outer, window, sections, thin)
-    tile = conv.Tile(*forms.choices.of(workload))
-    chunk = workload.chunk(tile)
+    tile = Tile(*forms.choices.of(workload))
     data = forms.rebuild(x) if thin else forms.pack(x)
-    return forms.emit(
-        lambda d, k: conv.conv2d(d, k, window, size, blocks, tile, sections, chunk),
-        "conv2d",
-        pattern,
-        data,
-        relax.const(conv.pack_weights(weights, tile, c if thin else LANES, max(1, chunk))),
-    )
+    packed = relax.const(workload.pack(weights, tile))
+    return forms.emit(lambda d, k: workload.compute(d, k, tile), "conv2d", pattern, data, packed)
 
 
 def window_pool(forms: Forms, var: Any, call: Any) -> bool:

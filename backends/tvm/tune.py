@@ -7,7 +7,7 @@ the default are timed in turn, and what wins is kept when it is faster than the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -46,27 +46,29 @@ def tune(
     """
     end = time.monotonic() + seconds
     known = database.best(target)
-    several = [(w, calls) for w, calls in workloads_of(module) if len(w.choices()) > 1]
-    waiting = [(w, calls) for w, calls in several if key(w) not in known]
+    found = workloads_of(module)
+    far = found.far
+    several = [(w, calls) for w, calls in found.seen.items() if len(w.choices(far)) > 1]
+    waiting = [(w, calls) for w, calls in several if key(w, far) not in known]
     waiting.sort(key=lambda each: -each[0].flops * each[1])
     progress = Progress(0, len(waiting), 0.0, 0.0)
-    with Trials(target) as trials:
+    with Trials(target, far) as trials:
         for workload, calls in waiting:
             report(progress)
-            found = _tuned(workload, trials, end)
+            won = _tuned(workload, workload.choices(far), trials, end)
             if time.monotonic() >= end:
                 break
             progress = replace(progress, done=progress.done + 1)
-            if found is not None:
-                database.add(workload, found.choice, found.after / 1e3, target)
-                before, after = progress.before + calls * found.before, progress.after + calls * found.after
+            if won is not None:
+                database.add(workload, far, won.choice, won.after / 1e3, target)
+                before, after = progress.before + calls * won.before, progress.after + calls * won.after
                 progress = replace(progress, before=before, after=after)
     return progress
 
 
-def _tuned(workload: Workload, trials: Trials, end: float) -> _Tuned | None:
-    """What wins; None where the default fails or time is up."""
-    default, *others = workload.choices()
+def _tuned(workload: Workload, choices: Sequence[Choice], trials: Trials, end: float) -> _Tuned | None:
+    """What wins; None where the default, which is the first, fails or time is up."""
+    default, *others = choices
     once: dict[Choice, float] = {}
     for choice in others:
         if time.monotonic() >= end:

@@ -11,19 +11,27 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
+from numpy.typing import NDArray
 from tvm import s_tir, te
 
-from .schedules import conv, gemm
+from .schedules import conv, gemm, winograd
 from .schedules.common import LANES, Rule, ceil_div, i64
+from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 
 # How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
 Choice: TypeAlias = tuple[int, ...]
 
-VERSION = 1  # of kernels and schedules: times of another one say nothing about these
+VERSION = 2  # of kernels and schedules: times of another one say nothing about these
 MOST = 24  # choices of a workload
+
+# The static model of a core, in cycles.
+_MACS = 16.0  # multiply-adds
+_BYTES = {False: 12.0, True: 6.0}  # of weights, from the last cache or from memory
+_TURN = 6.0  # to turn a vector of eight lanes of a patch to Winograd's basis, or back
+_CLEARLY = 0.8  # of the time of the direct way, to be preferred
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Convolution:
     """
 
     name: ClassVar[str] = "conv2d"
-    rules: ClassVar[tuple[type[Rule], ...]] = (conv.ChunkedConv, conv.Conv)
+    rules: ClassVar[tuple[type[Rule], ...]] = (winograd.Winograd, conv.ChunkedConv, conv.Conv)
 
     data: tuple[int, int, int, int]
     out: int
@@ -55,37 +63,84 @@ class Convolution:
         rows, columns = self.window.out(self.data[2:])
         return 2.0 * self.data[0] * self.out * rows * columns * self.inner * math.prod(self.window.kernel)
 
-    def chunk(self, tile: conv.Tile) -> int:
+    def chunk(self, tile: Tile) -> int:
         """Blocks of input channels that are summed at a time, 0 for all: where channels are outermost."""
-        alike = self.sections == 1 and not self.thin and not tile.outer
-        return conv.choose_chunk(self.inner, self.window, tile) if alike else 0
+        alike = self.sections == 1 and not self.thin and not tile.outer and not tile.patch
+        return choose_chunk(self.inner, self.window.kernel, tile) if alike else 0
 
-    def choices(self) -> Sequence[Choice]:
+    def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
-        each = ceil_div(self.blocks, self.sections)
-        tiles = conv.tiles(each, *self.window.out(self.data[2:]))
+        direct, short = self._direct(), sorted(self._short(), key=lambda tile: self._cycles(tile, far))
+        if short and self._cycles(short[0], far) < _CLEARLY * self._cycles(direct[0], far):
+            return [astuple(tile) for tile in (*short[: MOST // 2], *direct[: MOST // 2])]
+        return [astuple(tile) for tile in (*direct[: MOST - len(short[: MOST // 2])], *short[: MOST // 2])]
+
+    def _direct(self) -> list[Tile]:
+        found = tiles(ceil_div(self.blocks, self.sections), *self.window.out(self.data[2:]))
         if self.sections > 1:
-            tiles = list(dict.fromkeys(conv.divisor_tile(tile, self.outer // LANES) for tile in tiles))
-        found = [(t.channels, t.rows, t.columns, outer) for t in tiles for outer in (0, 1)]
-        return found[:MOST]
+            found = list(dict.fromkeys(divisor_tile(tile, self.outer // LANES) for tile in found))
+        return [replace(tile, outer=outer) for tile in found for outer in (0, 1)]
+
+    def _short(self) -> list[Tile]:
+        """Winograd's algorithms, where there are any."""
+        if self.sections > 1 or self.thin or not winograd.fits(self.window):
+            return []
+        found = []
+        for patch in winograd.patches(self.window.kernel[0]):
+            shapes = tiles(self.blocks, 1, self._patches(patch))[:3]
+            found += [replace(tile, outer=outer, patch=patch) for tile in shapes for outer in (0, 1)]
+        return found
+
+    def _patches(self, patch: int) -> int:
+        rows, columns = self.window.out(self.data[2:])
+        return self.data[0] * ceil_div(rows, patch) * ceil_div(columns, patch)
+
+    def _cycles(self, tile: Tile, far: bool) -> float:
+        weights = self.out * self.inner * 4.0 / _BYTES[far]
+        if not tile.patch:
+            rows, columns = self.window.out(self.data[2:])
+            overhead = tile.overhead(ceil_div(self.blocks, self.sections), rows, columns)
+            taps = math.prod(self.window.kernel)
+            return self.flops / 2 / _MACS * overhead + weights * taps
+        patches = self._patches(tile.patch)
+        taps = (tile.patch + self.window.kernel[0] - 1) ** 2
+        macs = float(taps * self.out * self.inner * patches)
+        turns = patches * (ceil_div(self.inner, LANES) + self.blocks) * taps * _TURN
+        return macs / _MACS * tile.overhead(self.blocks, 1, patches) + turns + weights * taps
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
-        tile = conv.Tile(*choice)
+        tile = Tile(*choice)
         n, c, h, w = self.data
-        blocks_in = ceil_div(c, LANES)
-        shape = (n, c, h, w) if self.thin else (n, blocks_in, h, w, LANES)
+        shape = (n, c, h, w) if self.thin else (n, ceil_div(c, LANES), h, w, LANES)
+        x, k = _tensor(shape, "x"), _tensor(self.packed_shape(tile), "w")
+        return x, k, self.compute(x, k, tile)
+
+    def packed_shape(self, tile: Tile) -> tuple[int, ...]:
+        """Shape of the weights that `pack` gives."""
         width = tile.channels * LANES
-        lanes = c if self.thin else LANES
-        outer, inner, chunk = (
-            ceil_div(self.sections * self.outer, width),
-            ceil_div(self.inner, lanes),
-            self.chunk(tile),
+        lanes, chunk = self.data[1] if self.thin else LANES, max(1, self.chunk(tile))
+        outer = ceil_div(self.sections * self.outer, width)
+        inner = ceil_div(ceil_div(self.inner, lanes), chunk) * chunk
+        if tile.patch:
+            side = tile.patch + self.window.kernel[0] - 1
+            return (side, side, outer, inner, lanes, width)
+        return (outer, inner, *self.window.kernel, lanes, width)
+
+    def pack(self, weights: NDArray[Any], tile: Tile) -> NDArray[Any]:
+        """Weights (O, I/sections, KH, KW) as `compute` reads them."""
+        if tile.patch:
+            return winograd.pack_weights(weights, tile)
+        return conv.pack_weights(
+            weights, tile, self.data[1] if self.thin else LANES, max(1, self.chunk(tile))
         )
-        inner = ceil_div(inner, chunk) * chunk if chunk else inner
-        kernel = (outer, inner, *self.window.kernel, lanes, width)
-        x, k = _tensor(shape, "x"), _tensor(kernel, "w")
-        return x, k, conv.conv2d(x, k, self.window, (h, w), self.blocks, tile, self.sections, chunk)
+
+    def compute(self, x: Any, weights: Any, tile: Tile) -> Any:
+        """The kernel in TE."""
+        if tile.patch:
+            return winograd.conv2d(x, weights, self.window, self.data[2:], self.blocks, tile)
+        size, chunk = self.data[2:], self.chunk(tile)
+        return conv.conv2d(x, weights, self.window, size, self.blocks, tile, self.sections, chunk)
 
 
 @dataclass(frozen=True)
@@ -107,17 +162,16 @@ class Depthwise:
             * math.prod(self.window.kernel)
         )
 
-    def choices(self) -> Sequence[Choice]:
+    def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
-        tiles = [tile for tile in conv.tiles(1, *self.window.out(self.data[2:])) if tile.channels == 1]
-        return [(1, tile.rows, tile.columns, 0) for tile in tiles][:MOST]
+        return [astuple(tile) for tile in tiles(1, *self.window.out(self.data[2:]))[:MOST]]
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
         n, c, h, w = self.data
         blocks = ceil_div(c, LANES)
         x, k = _tensor((n, blocks, h, w, LANES), "x"), _tensor((blocks, *self.window.kernel, LANES), "w")
-        return x, k, conv.depthwise(x, k, self.window, (h, w), conv.Tile(*choice))
+        return x, k, conv.depthwise(x, k, self.window, (h, w), Tile(*choice))
 
 
 @dataclass(frozen=True)
@@ -135,7 +189,7 @@ class Product:
     def flops(self) -> float:
         return 2.0 * self.rows * self.depth * self.columns
 
-    def choices(self) -> Sequence[Choice]:
+    def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
         return [(r, c, outer) for r, c in gemm.tiles(self.rows, self.columns) for outer in (0, 1)][:MOST]
 
@@ -163,7 +217,7 @@ class Batched:
     def flops(self) -> float:
         return 2.0 * self.batch * self.rows * self.depth * self.columns
 
-    def choices(self) -> Sequence[Choice]:
+    def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
         return [(r, c, 0) for r, c in gemm.tiles(self.rows, self.columns)]
 
@@ -191,9 +245,10 @@ def scheduled(workload: Workload, function: Any, threads: int) -> Any:
     return next(schedule for schedule in rules if schedule is not None)
 
 
-def key(workload: Workload) -> str:
-    """A name that tells all that matters of a workload."""
-    return json.dumps({"kernel": workload.name, "version": VERSION, **asdict(workload)}, sort_keys=True)
+def key(workload: Workload, far: bool) -> str:
+    """A name that tells all that matters of a workload in a model whose weights are ``far`` or near."""
+    about = {"kernel": workload.name, "version": VERSION, "far": far, **asdict(workload)}
+    return json.dumps(about, sort_keys=True)
 
 
 @dataclass
@@ -203,16 +258,18 @@ class Choices:
     Attributes:
         known: by `key`.
         seen: workloads that were asked for, and how often.
+        far: whether the model's weights are more than the last cache holds between two runs.
     """
 
     known: Mapping[str, Choice] = field(default_factory=dict)
     seen: Counter[Workload] = field(default_factory=Counter)
+    far: bool = False
 
     def of(self, workload: Workload) -> Choice:
         """The choice for a workload."""
         self.seen[workload] += 1
-        options = workload.choices()
-        found = self.known.get(key(workload))
+        options = workload.choices(self.far)
+        found = self.known.get(key(workload, self.far))
         return found if found is not None and found in options else options[0]
 
 

@@ -24,10 +24,8 @@ from .common import (
     i64,
     inline_around,
 )
+from .tile import Tile
 
-_REGISTERS = 16
-_NEAR_BYTES = 1 << 15  # of a core's first cache
-_FAR_BYTES = 3 << 16  # of its second that weights of one tile may take
 _BAND_BYTES = 1 << 15  # sums of a band of the image, kept while chunks of the input channels are added
 
 
@@ -50,47 +48,6 @@ class Window:
         return h, w
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Output positions kept in registers at once: blocks of eight channels × rows × columns.
-
-    Attributes:
-        outer: 0 where the outermost loop is over channels, which keeps weights in the cache, 1 where it is
-            over positions, which keeps the image there.
-    """
-
-    channels: int
-    rows: int
-    columns: int
-    outer: int = 0
-
-
-def tiles(blocks: int, height: int, width: int) -> list[Tile]:
-    """Tiles that fit the registers, those of the least estimated time first: padding waste, loads for each
-    multiply-add, latency."""
-    found: list[tuple[float, Tile]] = []
-    for t in range(1, min(4, blocks) + 1):
-        for rows in range(1, min(4, height) + 1):
-            for columns in range(1, min(14, width) + 1):
-                sums = t * rows * columns
-                if sums + t + 1 > _REGISTERS or (rows > 1 and columns >= 8):
-                    continue
-                padded = ceil_div(blocks, t) * t / blocks
-                padded *= ceil_div(height, rows) * rows / height * ceil_div(width, columns) * columns / width
-                loads = (t + rows * columns) / sums
-                latency = max(1.0, 8.0 / sums)  # eight independent sums hide the latency of an FMA
-                cost = padded * max(latency, loads) * (1 + 0.25 * loads)
-                found.append((cost, Tile(t, rows, columns)))
-    return [tile for _, tile in sorted(found, key=lambda each: each[0])]
-
-
-def choose_chunk(inner: int, window: Window, tile: Tile) -> int:
-    """Blocks of input channels whose weights for a tile fit the first cache; 0 if all fit the second."""
-    kh, kw = window.kernel
-    blocks, each = ceil_div(inner, LANES), kh * kw * LANES * tile.channels * LANES * 4
-    return max(1, _NEAR_BYTES // each) if blocks * each > _FAR_BYTES else 0
-
-
 def pack_weights(weights: NDArray[Any], tile: Tile, lanes_in: int, chunk: int = 1) -> NDArray[Any]:
     """(O, I, KH, KW) as (O/8t, I/lanes, KH, KW, lanes, 8t), zero padded; I/lanes a multiple of ``chunk``."""
     out, inner, kh, kw = weights.shape
@@ -110,7 +67,7 @@ def pack_depthwise(weights: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(padded.reshape(-1, LANES, kh, kw).transpose(0, 2, 3, 1))
 
 
-def _padded(x: Any, window: Window, rows: int, columns: int, size: tuple[int, int], fill: Any) -> Any:
+def pad_image(x: Any, window: Window, rows: int, columns: int, size: tuple[int, int], fill: Any) -> Any:
     """Input as (N, C/lanes, H', W', lanes) large enough for whole tiles, from packed or plain x."""
     top, left, _, _ = window.padding
     h, w = size
@@ -177,12 +134,6 @@ def join_groups(weights: NDArray[Any], groups: int, joined: int) -> NDArray[Any]
     return wide.reshape(sections * joined * each_out, joined * each_in, kh, kw)
 
 
-def divisor_tile(tile: Tile, blocks: int) -> Tile:
-    """The tile with fewer blocks of channels, so that none holds blocks of two groups."""
-    channels = max(c for c in range(1, tile.channels + 1) if blocks % c == 0)
-    return Tile(channels, tile.rows, tile.columns, tile.outer)
-
-
 def repeat_channels(x: Any, channels: int, times: int) -> Any:
     """Each channel of x (N, C/8, H, W, 8) ``times`` over: (N, channels/8, H, W, 8)."""
 
@@ -214,7 +165,7 @@ def conv2d(
     oh, ow = window.out(size)
     ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
     rows, columns = _reach(window, (ohp, owp))
-    data = _padded(x, window, rows, columns, size, tirx.const(0.0, "float32"))
+    data = pad_image(x, window, rows, columns, size, tirx.const(0.0, "float32"))
     outer, inner, kh, kw, lanes, _ = weights.shape
     rc, ry, rx, rv = (
         te.reduce_axis((i64(0), e), name)
@@ -224,7 +175,7 @@ def conv2d(
     label = f"{t},{tile.rows},{tile.columns}"
     if chunk:
         sums = _chunked(data, weights, window, (ohp, owp), t, chunk, label)
-        return _unpadded(sums, blocks, (oh, ow), t)
+        return crop(sums, blocks, (oh, ow), t)
     each = ceil_div(int(outer), sections)
 
     def source(o: Any) -> Any:
@@ -244,10 +195,10 @@ def conv2d(
         name="conv_sum",
         attrs={"conv.tile": f"{label},{tile.outer}"},
     )
-    return _unpadded(sums, blocks, (oh, ow), t)
+    return crop(sums, blocks, (oh, ow), t)
 
 
-def _unpadded(sums: Any, blocks: int, size: tuple[int, int], t: int) -> Any:
+def crop(sums: Any, blocks: int, size: tuple[int, int], t: int) -> Any:
     return te.compute(
         (sums.shape[0], i64(blocks), i64(size[0]), i64(size[1]), i64(LANES)),
         lambda b, o, i, j, v: sums[b, tirx.floordiv(o, i64(t)), i, j, tirx.floormod(o, i64(t)), v],
@@ -291,7 +242,7 @@ def depthwise(x: Any, weights: Any, window: Window, size: tuple[int, int], tile:
     oh, ow = window.out(size)
     ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
     rows, columns = _reach(window, (ohp, owp))
-    data = _padded(x, window, rows, columns, size, tirx.const(0.0, "float32"))
+    data = pad_image(x, window, rows, columns, size, tirx.const(0.0, "float32"))
     ry = te.reduce_axis((i64(0), weights.shape[1]), "ry")
     rx = te.reduce_axis((i64(0), weights.shape[2]), "rx")
     (sy, sx), (dy, dx) = window.strides, window.dilations
@@ -326,22 +277,23 @@ class Conv(Rule):
         oo, oi = schedule.split(o, [None, t])
         io, ii = schedule.split(i, [None, rows])
         jo, ji = schedule.split(j, [None, columns])
-        around = (io, jo, oo) if outer else (oo, io, jo)
-        schedule.reorder(b, *around, ii, ji, oi, v)
+        # Weights of a tile serve the whole batch, or those of all tiles an image.
+        around = (b, io, jo, oo) if outer else (oo, b, io, jo)
+        schedule.reorder(*around, ii, ji, oi, v)
         schedule.vectorize(v)
         for loop in (ii, ji, oi):
             schedule.unroll(loop)
         if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS:
-            schedule.parallel(schedule.fuse(b, *around[:2]))
-        _vector_pad(schedule)
+            schedule.parallel(schedule.fuse(*around[:3]))
+        vector_pad(schedule)
         schedule.set_scope(sums, 0, "local")
-        schedule.compute_at(sums, around[2], preserve_unit_loops=True)
+        schedule.compute_at(sums, around[3], preserve_unit_loops=True)
         y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(sums)[-8:]
         schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
         for loop in (rv, y, x, c):
             schedule.unroll(loop)
         schedule.vectorize(lane)
-        _unroll_init(schedule, schedule.decompose_reduction(sums, rc), 3)
+        unroll_init(schedule, schedule.decompose_reduction(sums, rc), 3)
         return schedule
 
 
@@ -362,19 +314,21 @@ class ChunkedConv(Rule):
         width, height = extent(schedule, j), extent(schedule, i)
         positions = _BAND_BYTES // (4 * LANES * t)
         band = max(rows, min(ceil_div(height, rows), positions // max(1, width * rows)) * rows)
+        images = max(1, positions // (width * height)) if band >= height else 1
         oo, oi = schedule.split(o, [None, t])
+        bo, bi = schedule.split(b, [None, min(images, extent(schedule, b))])
         io, ii = schedule.split(i, [None, band])
-        schedule.reorder(b, oo, io, ii, j, oi, v)
+        schedule.reorder(oo, bo, io, bi, ii, j, oi, v)
         schedule.vectorize(v)
         schedule.unroll(oi)
         if self.threads > 1 and block_flops(schedule, parts) > WORTH_THREADS:
-            schedule.parallel(schedule.fuse(b, oo))
-        _vector_pad(schedule)
+            schedule.parallel(schedule.fuse(oo, bo))
+        vector_pad(schedule)
         schedule.compute_at(sums, io, preserve_unit_loops=True)
-        y, x, c, lane, q = schedule.get_loops(sums)[-5:]
+        image, _, y, x, c, lane, q = schedule.get_loops(sums)[-7:]
         yo, yi = schedule.split(y, [None, rows])
         xo, xi = schedule.split(x, [None, columns])
-        schedule.reorder(q, yo, xo, yi, xi, c, lane)
+        schedule.reorder(q, image, yo, xo, yi, xi, c, lane)
         for loop in (yi, xi, c):
             schedule.unroll(loop)
         schedule.vectorize(lane)
@@ -385,7 +339,7 @@ class ChunkedConv(Rule):
         for loop in (rv, y, x, c):
             schedule.unroll(loop)
         schedule.vectorize(lane)
-        _unroll_init(schedule, schedule.decompose_reduction(parts, rc), 3)
+        unroll_init(schedule, schedule.decompose_reduction(parts, rc), 3)
         init = schedule.get_loops(schedule.decompose_reduction(sums, q))
         schedule.vectorize(init[-1])
         return schedule
@@ -415,17 +369,17 @@ class Depthwise(Rule):
             schedule.parallel(c)
         schedule.set_scope(sums, 0, "local")
         schedule.compute_at(sums, jo, preserve_unit_loops=True)
-        _vector_pad(schedule, at=c)
+        vector_pad(schedule, at=c)
         y, x, lane, ry, rx = schedule.get_loops(sums)[-5:]
         schedule.reorder(ry, rx, y, x, lane)
         for loop in (y, x, rx, ry):
             schedule.unroll(loop)
         schedule.vectorize(lane)
-        _unroll_init(schedule, schedule.decompose_reduction(sums, ry), 2)
+        unroll_init(schedule, schedule.decompose_reduction(sums, ry), 2)
         return schedule
 
 
-def _vector_pad(schedule: Any, at: Any = None) -> None:
+def vector_pad(schedule: Any, at: Any = None) -> None:
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         if schedule.get(block).name_hint == "conv_pad":
             if at is not None:
@@ -435,7 +389,7 @@ def _vector_pad(schedule: Any, at: Any = None) -> None:
                 schedule.vectorize(lane)
 
 
-def _unroll_init(schedule: Any, init: Any, count: int) -> None:
+def unroll_init(schedule: Any, init: Any, count: int) -> None:
     loops = schedule.get_loops(init)
     for loop in loops[-1 - count : -1]:
         schedule.unroll(loop)

@@ -6,7 +6,8 @@ from typing import Any
 
 from .common import WORTH_THREADS, Rule, annotated, block_flops, extent, inline_around
 
-_FAMILIES = ("conv.tile", "conv.chunked", "depthwise.tile", "gemm.tile", "gemm.batched", "row", "pool")
+_OTHERS = ["conv.tile", "conv.chunked", "winograd.tile", "depthwise.tile", "gemm.tile", "gemm.batched"]
+_OTHERS += ["row", "pool"]
 
 
 class Reduction(Rule):
@@ -16,7 +17,7 @@ class Reduction(Rule):
     """
 
     def schedule(self, schedule: Any) -> Any:
-        if any(annotated(schedule, family) for family in _FAMILIES):
+        if any(annotated(schedule, family) for family in _OTHERS):
             return None
         inline_around(schedule, lambda name: False)
         blocks = schedule.get_child_blocks(schedule.get_sblock("root"))

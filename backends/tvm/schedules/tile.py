@@ -1,0 +1,62 @@
+"""Register tiles of convolutions, and the static model that orders them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .common import LANES, ceil_div
+
+_REGISTERS = 16
+_NEAR_BYTES = 1 << 15  # of a core's first cache
+_FAR_BYTES = 3 << 16  # of its second that weights of one tile may take
+_LATENCY = 8.0  # independent sums that hide the latency of a multiply-add
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Output positions kept in registers at once: blocks of eight channels × rows × columns.
+
+    Attributes:
+        outer: 0 where the outermost loop is over channels, which keeps weights in the cache, 1 where it is
+            over positions, which keeps the image there.
+        patch: 0, or how many rows and columns of results a patch of Winograd's gives; then the tile has one
+            row, and its columns are patches.
+    """
+
+    channels: int
+    rows: int
+    columns: int
+    outer: int = 0
+    patch: int = 0
+
+    def overhead(self, blocks: int, height: int, width: int) -> float:
+        """Estimated time over that of the multiply-adds alone: padding, loads, latency."""
+        sums = self.channels * self.rows * self.columns
+        padded = 1.0
+        for size, step in ((blocks, self.channels), (height, self.rows), (width, self.columns)):
+            padded *= ceil_div(size, step) * step / size
+        loads = (self.channels + self.rows * self.columns) / sums
+        return padded * max(1.0, _LATENCY / sums, loads) * (1 + 0.25 * loads)
+
+
+def tiles(blocks: int, height: int, width: int) -> list[Tile]:
+    """Tiles that fit the registers, those of the least overhead first."""
+    found = []
+    for channels in range(1, min(4, blocks) + 1):
+        for rows in range(1, min(4, height) + 1):
+            for columns in range(1, min(14, width) + 1):
+                sums = channels * rows * columns
+                if sums + channels + 1 <= _REGISTERS and (rows == 1 or columns < 8):
+                    found.append(Tile(channels, rows, columns))
+    return sorted(found, key=lambda tile: tile.overhead(blocks, height, width))
+
+
+def divisor_tile(tile: Tile, blocks: int) -> Tile:
+    """The tile with fewer blocks of channels, so that none holds blocks of two groups."""
+    return replace(tile, channels=max(c for c in range(1, tile.channels + 1) if blocks % c == 0))
+
+
+def choose_chunk(inner: int, kernel: tuple[int, int], tile: Tile) -> int:
+    """Blocks of input channels whose weights for a tile fit the first cache; 0 if all fit the second."""
+    blocks, each = ceil_div(inner, LANES), kernel[0] * kernel[1] * LANES * tile.channels * LANES * 4
+    return max(1, _NEAR_BYTES // each) if blocks * each > _FAR_BYTES else 0
