@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -146,6 +147,11 @@ EVALUATE: dict[str, Evaluator] = {
 }
 
 
+def _range_length(start: Array | None, limit: Array | None, step: Array | None) -> float:
+    assert start is not None and limit is not None and step is not None
+    return (float(limit) - float(start)) / (float(step) or math.inf)
+
+
 def evaluate(node: Node, inputs: Sequence[Array | None]) -> Array | None:
     """The value of a node whose inputs are known, or None when it is not shape arithmetic."""
     function = EVALUATE.get(node.op)
@@ -155,6 +161,8 @@ def evaluate(node: Node, inputs: Sequence[Array | None]) -> Array | None:
         shape = inputs[-1]
         if shape is None or np.prod(np.abs(shape.astype(np.float64))) > FOLD_LIMIT:
             return None
+    if node.op == "Range" and _range_length(*inputs) > FOLD_LIMIT:
+        return None
     with np.errstate(all="ignore"):  # as the runtime: what does not fit becomes inf, nan or wraps
         return np.asarray(function(node.attrs, *inputs))
 

@@ -49,6 +49,7 @@ class Walk:
     Args:
         sizes: stand-ins for the sizes known only at run time, by symbol.
         twin: a walk with other stand-ins. What differs between the two depends on these sizes.
+        free: axes of inputs that may shrink, by symbol; then those of outputs may as well.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Walk:
         rules: Mapping[str, Rule],
         sizes: Mapping[str, int] | None = None,
         twin: Walk | None = None,
+        free: Mapping[str, Axis] | None = None,
     ) -> None:
         self._rules = rules
+        self._free = dict(free or {})
         self.sizes = dict(sizes or {})
         self._twin = twin
         self.opsets = list(model.opset_import)
@@ -86,7 +89,7 @@ class Walk:
         }
         self.graph(model.graph)
         self.outputs = [output.name for output in model.graph.output]
-        for name in self.outputs:
+        for name in self.outputs if not self._free else ():
             for axis in self.axes_of.get(name) or []:
                 pin(axis, f"'{name}' is an output of the model")
         if twin is not None and len(twin.work) == len(self.work):
@@ -228,6 +231,9 @@ class Walk:
         out = []
         for k, dim in enumerate(tensor.shape.dim):
             symbol = symbol_of(info, k)
+            if symbol in self._free:
+                out.append(self._free[symbol])
+                continue
             size = dim.dim_value if symbol is None else self.sizes[symbol]
             out.append(fix(size, f"'{info.name}' is an input of the model"))
         return out

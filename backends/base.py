@@ -109,12 +109,14 @@ def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any
     """Refuse inputs that do not fit ``specs``.
 
     Raises:
-        BackendError: an input is missing, unknown, or of another type or shape.
+        BackendError: an input is missing, unknown, or of another type or shape, or one symbol would have
+            two sizes.
     """
     known = {spec.name for spec in specs}
     unknown = sorted(set(inputs) - known)
     if unknown:
         raise BackendError(f"there is no input '{unknown[0]}'; the model takes {', '.join(sorted(known))}")
+    sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
         if spec.name not in inputs:
             raise BackendError(f"the input '{spec.name}' is missing")
@@ -128,3 +130,10 @@ def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any
                 f"the input '{spec.name}' is {got.dtype.name}{list(got.shape)}, but the model takes"
                 f" {spec.dtype}{list(spec.shape)}"
             )
+        for symbol, size in zip(spec.shape, got.shape, strict=True):
+            if isinstance(symbol, str):
+                before, first = sizes.setdefault(symbol, (size, spec.name))
+                if size != before:
+                    raise BackendError(
+                        f"the size '{symbol}' is {before} in the input '{first}' and {size} in '{spec.name}'"
+                    )

@@ -8,9 +8,10 @@ from pathlib import Path
 from ..analysis.errors import UsageError
 from ..analysis.model import Model
 from ..passes.clocks import CLOCKS
+from .artifact import CpuArtifact
 from .base import Backend, Progress
 from .clock import stopwatch
-from .cpu import CpuArtifact, CpuBackend
+from .cpu import CpuBackend
 from .measure import Timing, compare
 from .onnxruntime import OnnxRuntimeBackend
 
@@ -20,7 +21,11 @@ CLOCKS["onnxruntime"] = lambda dense: stopwatch(OnnxRuntimeBackend(), dense)
 
 
 def compile(
-    model: Model, target: str = "cpu", threads: int = 1, database: str | Path | None = None
+    model: Model,
+    target: str = "cpu",
+    threads: int = 1,
+    database: str | Path | None = None,
+    batches: Sequence[int] = (1,),
 ) -> CpuArtifact:
     """Compile a model with Apache TVM; the artifact runs, and saves itself as one .so.
 
@@ -28,16 +33,19 @@ def compile(
         target: what to compile for; "cpu" is this machine's processor.
         threads: threads its kernels run on.
         database: the folder that `tune` fills: of each kernel the fastest known way is taken.
+        batches: sizes to compile for of a batch whose size is known only at run time; a batch of another
+            size is run in pieces, where it is proven that its positions do not depend on each other.
 
     Example:
         ``compile(load("smaller.onnx")).save(Path("smaller.so"))``
 
     Raises:
-        UsageError: there is no such target, or ``threads`` is not positive.
-        BackendError: TVM is not installed, or cannot take the model.
+        UsageError: there is no such target, or ``threads`` or a batch is not positive.
+        BackendError: TVM is not installed, cannot take the model, or the model has no batch of that kind.
     """
     _check_target(target)
-    return CpuBackend(threads, database=None if database is None else Path(database)).compile(model.proto)
+    folder = None if database is None else Path(database)
+    return CpuBackend(threads, database=folder, batches=tuple(batches)).compile(model.proto)
 
 
 def tune(

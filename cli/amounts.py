@@ -87,6 +87,18 @@ def seconds(text: str, option: str) -> float:
     return found
 
 
+def counts(text: str, option: str) -> list[int]:
+    """Counts such as 1,8.
+
+    Raises:
+        UsageError: it is no list of counts.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} '{text}' is no list of counts: write 1,8") from None
+
+
 def limits(texts: Sequence[str]) -> dict[str, Range]:
     """``NAME=MIN:MAX``, of which either end may be missing; an end is a count, or a share such as 25%.
 

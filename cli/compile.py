@@ -11,7 +11,10 @@ import onnx_prune as api
 import typer
 from rich.markup import escape
 
+from ..analysis.errors import UsageError
+from ..backends.artifact import Batch
 from ..backends.base import Progress
+from ..backends.library import description_path, weights_path
 from . import amounts, options
 from .app import app, examples
 from .show import check_outputs, console, emit, grid, say, step
@@ -27,6 +30,7 @@ Folder = Annotated[
     epilog=examples(
         "compile smaller.onnx -o smaller.so --target cpu",
         "compile smaller.onnx -o smaller.so --tune 5m --database tuned",
+        "compile smaller.onnx -o smaller.so --batch 1,8",
     ),
 )
 def compile_(
@@ -39,12 +43,23 @@ def compile_(
         typer.Option("--tune", metavar="TIME", help="Look for faster kernels first, for 90s, 5m or 1h."),
     ] = None,
     database: Folder = None,
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="SIZES", help="Sizes of a dynamic batch to compile for: 1,8.")
+    ] = "1",
+    weights: Annotated[
+        str,
+        typer.Option("--weights", metavar="WHERE", help="inside the library, or beside it in a file."),
+    ] = "inside",
     json_: options.Json = None,
 ) -> None:
     """Compile a model with Apache TVM into one shared library with its weights inside."""
-    # A description of the library's inputs and outputs goes beside it.
-    check_outputs(output, output.with_name(output.name + ".json"), json_)
+    if weights not in ("inside", "beside"):
+        raise UsageError(f"--weights '{weights}' is no place: write inside or beside")
+    beside = weights == "beside"
+    others = [description_path(output), *([weights_path(output)] if beside else [])]
+    check_outputs(output, *others, json_)
     limit = None if tune is None else amounts.seconds(tune, "--tune")
+    batches = amounts.counts(batch, "--batch")
     seconds: dict[str, float] = {}
     with step(seconds, "load"):
         loaded = api.load(model)
@@ -53,15 +68,33 @@ def compile_(
         if limit and folder is not None:
             _tune(loaded, folder, limit, target, threads, seconds)
         with step(seconds, "compile"):
-            artifact = api.compile(loaded, target, threads, folder)
+            artifact = api.compile(loaded, target, threads, folder, batches)
     with step(seconds, "save"):
-        artifact.save(output)
+        artifact.save(output, beside)
     size = output.stat().st_size
     say(f"wrote {output} ({size:,} bytes)")
+    if beside:
+        say(f"wrote {weights_path(output)} ({weights_path(output).stat().st_size:,} bytes)")
+    if artifact.batch is not None:
+        say(_batch_told(artifact.batch))
     emit(
         json_,
-        {"output": str(output), "bytes": size, "target": target, "threads": threads, "seconds": seconds},
+        {
+            "output": str(output),
+            "bytes": size,
+            "target": target,
+            "threads": threads,
+            "batch": None if artifact.batch is None else asdict(artifact.batch),
+            "seconds": seconds,
+        },
     )
+
+
+def _batch_told(batch: Batch) -> str:
+    sizes = " and ".join(map(str, batch.sizes))
+    if batch.obstacle is None:
+        return f"takes a batch '{batch.symbol}' of any size, in runs of {sizes}"
+    return f"takes a batch '{batch.symbol}' of {sizes} only: {batch.obstacle}"
 
 
 @app.command(epilog=examples("tune model.onnx --database tuned --time 5m"))

@@ -125,7 +125,7 @@ def _sync(handle: int, flush: Callable[[], None]) -> None:
     os.fsync(handle)
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a temporary file beside ``path``, then put it in place.
 
     A link is followed: the file it points to is replaced. Whatever happens, the temporary file is gone.

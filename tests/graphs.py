@@ -57,7 +57,7 @@ class Graph:
         pads = [kernel // 2] * 4
         return self("Conv", x, weight, self.weight(outer), group=group, pads=pads)
 
-    def model(self, *outputs: str, opset: int = 17, shape: Sequence[int] | None = None) -> Model:
+    def model(self, *outputs: str, opset: int = 17, shape: Sequence[int | str] | None = None) -> Model:
         """The model; ``shape`` is that of an output ONNX cannot infer."""
         made = [onnx.ValueInfoProto(name=name) for name in outputs]
         graph = helper.make_graph(self.nodes, "g", self.inputs, made, self.weights)

@@ -101,6 +101,10 @@ def test_compile_and_bench(tmp_path: Path) -> None:
     done = run("compile", RESNET, "-o", library, "--json", "-")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["bytes"] == library.stat().st_size
+    done = run("compile", RESNET, "-o", library, "--weights", "beside", "--batch", "1,2")
+    assert done.returncode == 0, done.stderr
+    assert "any size, in runs of 1 and 2" in done.stderr
+    assert (tmp_path / "model.so.weights").exists()
     done = run(
         "bench", RESNET, "--target", "cpu", "--against", "onnxruntime", "--threads", "1", "--json", "-"
     )
@@ -185,6 +189,8 @@ def test_a_certificate_that_does_not_hold_is_status_3(tmp_path: Path) -> None:
         (["apply", RESNET, "missing.json", "-o", "OUT"], 1, "missing.json"),
         (["apply", RESNET, RESNET, "-o", "OUT"], 1, "plan"),
         (["compile", RESNET, "-o", "OUT", "--target", "abacus"], 2, "abacus"),
+        (["compile", RESNET, "-o", "OUT", "--batch", "1;8"], 2, "write 1,8"),
+        (["compile", RESNET, "-o", "OUT", "--weights", "away"], 2, "inside or beside"),
         (["bench", RESNET, "--against", "abacus"], 2, "abacus"),
     ],
 )

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx_prune import UsageError, compile, load, tune
-from onnx_prune.backends.cpu import CpuArtifact, CpuBackend
+from onnx_prune.backends.artifact import CpuArtifact
+from onnx_prune.backends.cpu import CpuBackend
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
 from onnx_prune.models.digits import FOLDER
 from onnx_prune.passes.execute import random_inputs
@@ -58,7 +59,7 @@ def test_every_choice_computes_the_same(build: Any, number: int) -> None:
     choices, target = Forced(), host_target(1)
     module = frontend.import_model(frontend.fold(proto))
     reference = OnnxRuntimeBackend(1).compile(proto)
-    built = tvm_build.build(module, target, choices)
+    built = tvm_build.build({"main": module}, target, choices)
     inputs = random_inputs(proto)
     (wanted,) = reference.run(inputs).values()
     (got,) = CpuArtifact(built, reference.inputs, reference.outputs, target).run(inputs).values()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_prune.backends.cpu import CpuArtifact
+from onnx_prune.backends.artifact import CpuArtifact
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
 from onnx_prune.passes.execute import random_inputs
 from test_backends import Net
@@ -71,7 +71,7 @@ def test_every_patch_agrees_and_fuses_what_follows(
     proto = net.model(x)
     reference, target = OnnxRuntimeBackend(1).compile(proto), machine.host_target(threads)
     module = frontend.import_model(frontend.fold(proto))
-    made = build.build(module, target, Short())
+    made = build.build({"main": module}, target, Short())
     inputs = random_inputs(proto)
     (wanted,) = reference.run(inputs).values()
     (got,) = CpuArtifact(made, reference.inputs, reference.outputs, target).run(inputs).values()

@@ -17,8 +17,8 @@ import rich.box
 from numpy.typing import NDArray
 from onnx_prune.analysis.report.html import render
 from onnx_prune.analysis.report.summary import Row, cost_rows
+from onnx_prune.backends.artifact import load_artifact
 from onnx_prune.backends.base import Artifact
-from onnx_prune.backends.cpu import load_artifact
 from onnx_prune.backends.measure import interleaved
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
 from onnx_prune.models.digits import FOLDER, Digits, accuracy, load_digits

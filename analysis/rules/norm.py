@@ -22,6 +22,8 @@ def batch_normalization(walk: Walk, node: Node) -> Outputs:
     x = walk.axes(node, 0)
     for i in range(1, 5):
         unify(walk.axes(node, i)[0], x[1])
+    if node.attrs.get("training_mode", 0):
+        normalise(walk, node, (k for k in range(len(x)) if k != 1))
     walk.linear(Linear(node, "scale", 0, 1, 2))
     return [x, *([[x[1]]] * (len(node.outputs) - 1))]
 

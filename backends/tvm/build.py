@@ -11,9 +11,11 @@ from tvm import relax, s_tir, te, tirx
 from tvm.s_tir import dlight
 
 from ...analysis.errors import BackendError
+from ..weights import Program, gathered
 from .constants import constant_bytes, tidy
 from .lower import lower
 from .machine import last_cache
+from .merge import merge
 from .schedules.conv import ChunkedConv, Conv, Depthwise
 from .schedules.elementwise import Elementwise
 from .schedules.gemm import Gemm
@@ -21,6 +23,7 @@ from .schedules.pool import Pool
 from .schedules.reduction import Reduction
 from .schedules.rows import Rows
 from .schedules.winograd import Winograd
+from .weights import Distinct, lift
 from .workloads import Choice, Choices, Workload, scheduled
 
 _LOG = logging.getLogger(__name__)
@@ -39,25 +42,32 @@ def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:
     )
 
 
-def build(module: Any, description: Mapping[str, Any], choices: Choices | None = None) -> Any:
-    """A VM executable.
+def build(
+    modules: Mapping[str, Any], description: Mapping[str, Any], choices: Choices | None = None
+) -> Program:
+    """A VM executable of several functions, and the weights they take.
 
     Args:
-        module: a Relax module as imported, with one function, ``main``.
+        modules: by the name the function gets, Relax modules as imported, each with one function, ``main``.
         choices: what is known of kernels.
         description: of the target; kernels use as many threads as it has ``num-cores``.
 
     Raises:
-        BackendError: the module cannot be compiled.
+        BackendError: a module cannot be compiled.
     """
     target = tvm.target.Target(dict(description))
+    known, threads = choices or Choices(), int(description["num-cores"])
+    distinct, lowered, weights = Distinct(), {}, {}
     try:
         with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
-            lowered = schedule(lower_graph(module, choices or Choices()), int(description["num-cores"]))
-            return tvm.compile(lowered, target=target)
+            for name, module in modules.items():
+                ready = schedule(lower_graph(module, known), threads)
+                lowered[name], weights[name] = lift(ready, distinct)
+            executable = tvm.compile(merge(lowered), target=target)
     except Exception as error:  # passes raise whatever their parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(f"TVM cannot compile the model: {lines[-1][:300]}") from error
+    return Program(executable, gathered(distinct.arrays), weights)
 
 
 def workloads_of(module: Any) -> Choices:

@@ -108,4 +108,5 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
         if value is None or math.prod(value.shape) != 1 or shape_of(x) != shape_of(call):
             return None
         make = getattr(relax.op, found.group(1))
-        return self.builder_.normalize(make(self.visit_expr(x), relax.const(value.reshape(()))))
+        limit = relax.const(value.reshape(()), str(x.ty.dtype))  # which takes integers for 32 bits by itself
+        return self.builder_.normalize(make(self.visit_expr(x), limit))

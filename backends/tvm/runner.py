@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         return 2
     library, source, destination = map(Path, arguments)
     try:
-        from ..cpu import load_artifact
+        from ..artifact import load_artifact
 
         artifact = load_artifact(library)
         with np.load(source) as inputs:

@@ -1,0 +1,243 @@
+"""A model compiled by TVM: runs in this process, is saved for others, and loaded again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis.errors import BackendError
+from ..passes.execute import first_line
+from . import library
+from .base import Arrays, TensorSpec, check_inputs
+from .memory import aligned, tensor
+from .weights import Program
+
+_BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
+
+Inputs = Mapping[str, NDArray[Any]]
+
+
+def require_tvm() -> None:
+    """Raises BackendError: Apache TVM is not installed."""
+    try:
+        found = find_spec("tvm.relax")  # PyPI's package "tvm" is something else
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise BackendError("Apache TVM is not installed: pip install 'onnx-prune[tvm]'")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The first size of all inputs, known only at run time.
+
+    Attributes:
+        symbol: its name in the model.
+        sizes: those there is a function for, in the order they were asked for.
+        obstacle: why a batch of another size cannot be run in pieces; None when it is proven that it can.
+    """
+
+    symbol: str
+    sizes: tuple[int, ...]
+    obstacle: str | None
+
+    def function(self, size: int) -> str:
+        """The name of the function for a batch of ``size``."""
+        return "main" if size == self.sizes[0] else f"main_{size}"
+
+    def pieces(self, count: int) -> Iterator[tuple[int, int, int]]:
+        """(size of the function, first position, positions) of runs that make a batch of ``count``.
+
+        The largest that fit come first; a rest too small for all takes the smallest.
+
+        Raises:
+            BackendError: it cannot be run in pieces, or is empty.
+        """
+        if count < 1:
+            raise BackendError(f"a batch '{self.symbol}' of no positions cannot be run")
+        if count not in self.sizes and self.obstacle is not None:
+            sizes = " or ".join(map(str, sorted(self.sizes)))
+            raise BackendError(
+                f"the model was compiled for a batch '{self.symbol}' of {sizes}, and {count} cannot be run in"
+                f" pieces: {self.obstacle}"
+            )
+        start = 0
+        while start < count:
+            rest = count - start
+            size = max((size for size in self.sizes if size <= rest), default=min(self.sizes))
+            yield size, start, min(size, rest)
+            start += size
+
+
+class CpuArtifact:
+    """A compiled model. Runs in this process; `save` writes it for others.
+
+    Attributes:
+        program: its machine code and weights.
+        inputs: with the sizes the model was compiled for; the batch has its symbol.
+        outputs: sizes that depend on inputs, other than by the batch, are None.
+        target: description of the machine it was compiled for; ``num-cores`` threads run its kernels.
+        batch: None when all sizes are fixed.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        target: Mapping[str, Any],
+        batch: Batch | None = None,
+    ):
+        import tvm
+        from tvm import relax
+
+        self.program = program
+        self.inputs = inputs
+        self.outputs = outputs
+        self.target = dict(target)
+        self.batch = batch
+        self._threads = tvm.get_global_func("runtime.config_threadpool")
+        machine = relax.VirtualMachine(program.executable, tvm.cpu())
+        weights = [tvm.runtime.from_dlpack(array) for array in program.weights.tensors]
+        sizes = {1: "main"} if batch is None else {size: batch.function(size) for size in batch.sizes}
+        self._functions = {
+            size: _Function(machine, name, inputs, size, [weights[i] for i in program.uses[name]])
+            for size, name in sizes.items()
+        }
+
+    def run(self, inputs: Inputs) -> Arrays:
+        """Outputs by name.
+
+        A batch of another size than compiled for is run in pieces, where its positions are independent.
+
+        Raises:
+            BackendError: an input is missing, unknown, or of another type or shape than compiled for.
+        """
+        check_inputs(self.inputs, inputs)
+        threads = int(self.target["num-cores"])
+        if threads > 1:
+            # The pool belongs to the process, so another artifact may have set it to another size.
+            self._threads(_BIG_CORES, threads)
+        try:
+            results = self._whole(inputs) if self.batch is None else self._pieces(self.batch, inputs)
+        except BackendError:
+            raise
+        except Exception as error:  # TVM passes on what its kernels raise
+            raise BackendError(f"the compiled model fails on these inputs: {first_line(error)}") from error
+        return {spec.name: value for spec, value in zip(self.outputs, results, strict=True)}
+
+    def _whole(self, inputs: Inputs) -> list[NDArray[Any]]:
+        (function,) = self._functions.values()
+        return [view.copy() for view in function(inputs)]
+
+    def _pieces(self, batch: Batch, inputs: Inputs) -> list[NDArray[Any]]:
+        count = inputs[self.inputs[0].name].shape[0]
+        results: list[NDArray[Any]] = []
+        for size, start, rows in batch.pieces(count):
+            part = inputs
+            if rows < count:
+                part = {name: value[start : start + rows] for name, value in inputs.items()}
+            views = self._functions[size](part)
+            if size == count:
+                return [view.copy() for view in views]
+            results = results or [np.empty((count, *view.shape[1:]), view.dtype) for view in views]
+            for result, view in zip(results, views, strict=True):
+                result[start : start + rows] = view[:rows]
+        return results
+
+    def save(self, path: str | Path, beside: bool = False) -> None:
+        """Write a shared library, and its description as JSON beside it.
+
+        Args:
+            beside: the weights go to ``PATH.weights``, which is mapped when loaded, and not into the library.
+
+        Raises:
+            OutputError: a file cannot be written.
+            BackendError: there is no C++ compiler to link it, or the artifact itself came from a file.
+        """
+        from tvm import relax
+
+        if not isinstance(self.program.executable, relax.VMExecutable):
+            raise BackendError("this artifact was loaded from a file: copy that file instead")
+        about = {
+            "inputs": [asdict(spec) for spec in self.inputs],
+            "outputs": [asdict(spec) for spec in self.outputs],
+            "batch": None if self.batch is None else asdict(self.batch),
+            "target": self.target,
+            "versions": {name: metadata.version(name) for name in ("onnx-prune", "apache-tvm")},
+        }
+        library.save(Path(path), self.program, about, beside)
+
+
+def load_artifact(path: str | Path) -> CpuArtifact:
+    """A compiled model that `CpuArtifact.save` wrote. Loading runs its code: trust it first.
+
+    Raises:
+        BackendError: TVM is not installed, a file is missing, or one is not what is described.
+    """
+    require_tvm()
+    path = Path(path).resolve()  # a bare name would be searched for in the system's folders
+    about = library.describe(path)
+    try:
+        inputs, outputs = (
+            tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in about[side])
+            for side in ("inputs", "outputs")
+        )
+        target, batch = about["target"], about["batch"]
+        if batch is not None:
+            batch = Batch(batch["symbol"], tuple(batch["sizes"]), batch["obstacle"])
+    except (KeyError, TypeError):
+        raise library.malformed(path) from None
+    program = library.load(path, about)
+    try:
+        return CpuArtifact(program, inputs, outputs, target, batch)
+    except Exception as error:
+        raise BackendError(f"cannot load '{path}': {first_line(error)}") from error
+
+
+class _Function:
+    """One function of a library, with memory for its inputs.
+
+    Making a tensor costs more than a small kernel, so that each input has one for all runs.
+    """
+
+    def __init__(
+        self, machine: Any, name: str, specs: Sequence[TensorSpec], batch: int, weights: Sequence[Any]
+    ) -> None:
+        import tvm
+
+        self._arrays = {spec.name: _memory(spec, batch) for spec in specs}
+        values = [tvm.runtime.from_dlpack(array) for array in self._arrays.values()]
+        # Arguments that the machine keeps cost nothing at a call.
+        machine.save_function(name, f"{name}.kept", *values, *weights)
+        self._call = machine[f"{name}.kept"]
+
+    def __call__(self, inputs: Inputs) -> list[NDArray[Any]]:
+        """Views of its results, until the next call. Inputs may have fewer rows than the function takes."""
+        for name, array in self._arrays.items():
+            given = inputs[name]
+            np.copyto(array if given.shape == array.shape else array[: len(given)], given)
+        return list(_flat(self._call()))
+
+
+def _memory(spec: TensorSpec, batch: int) -> NDArray[Any]:
+    """Zeros for an input: rows that are not given must hold something."""
+    shape = [size if isinstance(size, int) else batch for size in spec.shape]
+    return tensor(aligned(np.dtype(spec.dtype).itemsize * math.prod(shape)), spec.dtype, shape)
+
+
+def _flat(result: Any) -> Iterator[NDArray[Any]]:
+    """Views, which may be of an input, or of memory that the machine uses again."""
+    if hasattr(result, "numpy"):
+        yield np.from_dlpack(result)
+        return
+    for part in result:
+        yield from _flat(part)
