@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as Late
 from typing import Any
 
 from joblib.externals import loky
 
+from ..threads import use_threads
 from .workloads import Choice, Workload
 
 _SECONDS = 60.0  # that a trial may take
@@ -65,7 +65,7 @@ def measured(
 
     from .build import kernel_of
 
-    os.environ.setdefault("TVM_NUM_THREADS", str(target["num-cores"]))
+    use_threads(int(target["num-cores"]))
     rng = np.random.default_rng(0)
     timers: list[Any] = []
     for choice in choices:
