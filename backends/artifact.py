@@ -18,9 +18,8 @@ from ..passes.execute import first_line
 from . import library
 from .base import Arrays, TensorSpec, check_inputs
 from .memory import aligned, tensor
+from .threads import use_threads
 from .weights import Program
-
-_BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
 
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -104,7 +103,6 @@ class CpuArtifact:
         self.outputs = outputs
         self.target = dict(target)
         self.batch = batch
-        self._threads = tvm.get_global_func("runtime.config_threadpool")
         machine = relax.VirtualMachine(program.executable, tvm.cpu())
         weights = [tvm.runtime.from_dlpack(array) for array in program.weights.tensors]
         sizes = {1: "main"} if batch is None else {size: batch.function(size) for size in batch.sizes}
@@ -124,8 +122,7 @@ class CpuArtifact:
         check_inputs(self.inputs, inputs)
         threads = int(self.target["num-cores"])
         if threads > 1:
-            # The pool belongs to the process, so another artifact may have set it to another size.
-            self._threads(_BIG_CORES, threads)
+            use_threads(threads)
         try:
             results = self._whole(inputs) if self.batch is None else self._pieces(self.batch, inputs)
         except BackendError:

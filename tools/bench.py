@@ -1,83 +1,153 @@
 """Time dense and pruned models in ONNX Runtime, OpenVINO and TVM, interleaved, write docs/benchmarks.md.
 
-Usage: python tools/bench.py [NAME ...]    (names renew their rows only; without OpenVINO its column is empty)
+Usage: python tools/bench.py [--tune SECONDS] [--case THREADSxBATCH ...] [NAME ...]
+
+What is measured is kept in docs/benchmarks.json as it is measured; names or cases renew their rows only. With
+--tune, kernels of each model are tuned first for so many seconds, and TVM runs twice: untuned and tuned.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
-import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
+from typing import Any
 
 import onnx
 from onnx_prune import Model, load, prune
+from onnx_prune.backends.base import Backend
 from onnx_prune.backends.cpu import CpuBackend
-from onnx_prune.backends.measure import compare
+from onnx_prune.backends.measure import interleaved, ratio
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
 from onnx_prune.models import zoo
 from onnx_prune.models.digits import FOLDER
-from openvino_peer import OpenVinoBackend, installed
+from onnx_prune.passes.execute import random_inputs
+from openvino_peer import OpenVinoBackend
+from rebatch import rebatched
 
+PEERS: dict[str, Callable[[int], Backend]] = {"onnxruntime": OnnxRuntimeBackend, "openvino": OpenVinoBackend}
+KINDS = ("tvm", "tuned")
 CONVOLUTIONAL = ["tv_resnet50", "tv_mobilenet_v2", "tv_densenet121", "tv_vgg11_bn", "tv_squeezenet1_1"]
 CONVOLUTIONAL += ["timm_convnext_atto", "x_unet"]
 NETS = [*CONVOLUTIONAL, "timm_vit_tiny_patch16_224", "hf_bert", "hf_gpt2_tied"]
 DIGITS = ["digits_resnet", "digits_mobilenet", "digits_vit"]
-TABLE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+CASES = ["1x1", "2x1", "1x8", "2x8"]  # threads, batch
+DOCS = Path(__file__).parent.parent / "docs"
+DATA, TABLE = DOCS / "benchmarks.json", DOCS / "benchmarks.md"
+DATABASE = Path(__file__).parent.parent / "demo" / "tuned"
 HEAD = """# Benchmarks
 
-Made by `make bench`: one thread, batch 1, fp32, untuned, medians of interleaved rounds on {machine}. Ratios
-are TVM's time over the other's on the same file, medians over rounds; below 1 is faster. *Pruned* is at
-`--ratio 0.5 --multiple 1`, or with `--multiple 8`. On a shared machine milliseconds of different rows do not
+Made by `make bench` on {machine}: fp32, medians of interleaved rounds. A ratio is TVM's time over that of
+the faster of ONNX Runtime and OpenVINO; below 1 is faster. *Pruned* has half of the multiply-accumulates
+(`--macs 50% --multiple 8`) and is compared with these runtimes on the pruned file, or with their best time on
+the dense one. *Tuned* is with the kernels that `onnx-prune tune` found. Models of batch 8 are the same
+graphs, the sizes in their reshapes counting it. On a shared machine milliseconds of different rows do not
 compare.
 
-Geometric mean of the ratio to the faster of the two, dense zoo graphs: {all}; convolutional alone: {conv}.
+## Geometric means over the zoo graphs
 
-| model | ONNX Runtime ms | OpenVINO ms | TVM ms | to ONNX Runtime | to OpenVINO |
-| --- | --- | --- | --- | --- | --- |
+| threads | batch | dense | tuned | convolutional | tuned | pruned | tuned | pruned to dense | tuned |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+COLUMNS = """
+| model | ONNX Runtime ms | OpenVINO ms | TVM ms | ratio | tuned | pruned: ratio | tuned | to dense | tuned |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
-
-def versions(name: str, model: Model) -> list[tuple[str, onnx.ModelProto]]:
-    pruned = prune(model, ratio=0.5, multiple=1, check=False, criterion="l2", recover="none").model
-    aligned = prune(model, ratio=0.5, multiple=8, check=False, criterion="l2", recover="none").model
-    return [
-        (name, model.proto),
-        (f"{name}, pruned", pruned.proto),
-        (f"{name}, pruned, multiple 8", aligned.proto),
-    ]
+Row = dict[str, Any]
 
 
-def row(label: str, proto: onnx.ModelProto) -> str:
-    backends = [OnnxRuntimeBackend(1), *([OpenVinoBackend(1)] if installed() else []), CpuBackend(1)]
-    timings = {t.runtime: t for t in compare([(label, proto)], backends, CpuBackend.name)}
-    ort, tvm, peer = timings["onnxruntime"], timings["tvm"], timings.get("openvino")
-    there = (f"{peer.median_ms:.2f}", f"{1 / peer.ratio:.2f}") if peer else ("", "")
-    return (
-        f"| {label} | {ort.median_ms:.2f} | {there[0]} | {tvm.median_ms:.2f}"
-        f" | {1 / ort.ratio:.2f} | {there[1]} |"
-    )
+def model_of(name: str, pruned: bool, batch: int) -> onnx.ModelProto:
+    model = load(FOLDER / f"{name}.onnx") if name in DIGITS else Model(zoo.load(name))
+    if pruned:
+        model = prune(model, macs=0.5, multiple=8, check=False, criterion="l2", recover="none").model
+    return rebatched(model.proto, batch) if batch > 1 else model.proto
 
 
-def to_the_faster(rows: dict[str, str], names: list[str]) -> str:
-    """Geometric mean over dense graphs of the larger of both ratios."""
-    cells = [rows[name].split("|")[5:7] for name in names if name in rows]
-    largest = [max(float(cell) for cell in pair if cell.strip()) for pair in cells]
-    return f"{geometric_mean(largest):.2f}" if len(largest) == len(names) else "not all measured"
+def measured(proto: onnx.ModelProto, threads: int, tune: float) -> Row:
+    """Milliseconds of each runtime, and the larger of TVM's ratios to the others."""
+    backends: dict[str, Backend] = {name: make(threads) for name, make in PEERS.items()}
+    backends["tvm"] = CpuBackend(threads)
+    if tune:
+        CpuBackend(threads, database=DATABASE).tune(proto, tune)
+        backends["tuned"] = CpuBackend(threads, database=DATABASE)
+    feed = random_inputs(proto, dynamic=1)
+    artifacts = {name: backend.compile(proto) for name, backend in backends.items()}
+    times = interleaved({name: partial(a.run, feed) for name, a in artifacts.items()})
+    row: Row = {name: median(times[name]) for name in backends}
+    for name in times.keys() - PEERS.keys():
+        row[f"{name} ratio"] = max(ratio(times[name], times[peer]) for peer in PEERS)
+    return row
+
+
+def table(rows: Mapping[str, Mapping[str, Row]]) -> str:
+    """All cases as Markdown."""
+    text = HEAD.format(machine=_machine())
+    for case, models in rows.items():
+        threads, batch = case.split("x")
+        zoo_rows = {name: row for name, row in models.items() if name in NETS}
+        convolutional = {name: row for name, row in zoo_rows.items() if name in CONVOLUTIONAL}
+        cells = [_mean(of, "dense", kind) for of in (zoo_rows, convolutional) for kind in KINDS]
+        cells += [_mean(zoo_rows, "pruned", kind) for kind in KINDS]
+        cells += [_mean(zoo_rows, "dense best", kind) for kind in KINDS]
+        text += f"| {threads} | {batch} | {' | '.join(cells)} |\n"
+    for case, models in rows.items():
+        threads, batch = case.split("x")
+        text += f"\n## {threads} thread{'s' * (threads != '1')}, batch {batch}\n{COLUMNS}"
+        for name, row in models.items():
+            dense = row["dense"]
+            cells = [f"{dense[runtime]:.2f}" for runtime in (*PEERS, "tvm")]
+            cells += [
+                _cell(_ratio(row, of, kind)) for of in ("dense", "pruned", "dense best") for kind in KINDS
+            ]
+            text += f"| {name} | {' | '.join(cells)} |\n"
+    return text
+
+
+def _ratio(row: Row, of: str, kind: str) -> float | None:
+    """TVM's time over the faster other's: on the dense file, the pruned one, or pruned over dense."""
+    if of == "dense best":
+        return (
+            row["pruned"][kind] / min(row["dense"][peer] for peer in PEERS) if kind in row["pruned"] else None
+        )
+    found: float | None = row[of].get(f"{kind} ratio")
+    return found
+
+
+def _mean(rows: Mapping[str, Row], of: str, kind: str) -> str:
+    found = [value for row in rows.values() if (value := _ratio(row, of, kind)) is not None]
+    return _cell(geometric_mean(found) if found and len(found) == len(rows) else None)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def main() -> None:
-    rows: dict[str, str] = {}
-    if sys.argv[1:] and TABLE.exists():
-        lines = [line for line in TABLE.read_text().splitlines() if line.count("|") == 7]
-        rows = {line.split("|")[1].strip(): line for line in lines[2:]}
-    for name in sys.argv[1:] or [*DIGITS, *NETS]:
-        model = load(FOLDER / f"{name}.onnx") if name in DIGITS else Model(zoo.load(name))
-        for label, proto in versions(name, model):
-            rows[label] = row(label, proto)
-            print(rows[label], flush=True)
-            means = {"all": to_the_faster(rows, NETS), "conv": to_the_faster(rows, CONVOLUTIONAL)}
-            TABLE.write_text(HEAD.format(machine=_machine(), **means) + "\n".join(rows.values()) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--case", action="append", choices=CASES, help="threads x batch; all of them if none")
+    parser.add_argument("--tune", type=float, default=0.0, metavar="SECONDS")
+    asked = parser.parse_args()
+    rows = json.loads(DATA.read_text()) if DATA.exists() else {}
+    for case in asked.case or CASES:
+        threads, batch = (int(number) for number in case.split("x"))
+        for name in asked.names or [*DIGITS, *NETS]:
+            if batch > 1 and name in DIGITS:
+                continue  # their batch is open already, and their times are overhead
+            row = {
+                kind: measured(model_of(name, kind == "pruned", batch), threads, asked.tune)
+                for kind in ("dense", "pruned")
+            }
+            rows.setdefault(case, {})[name] = row
+            print(case, name, {kind: {k: round(v, 3) for k, v in each.items()} for kind, each in row.items()})
+            rows = {case: rows[case] for case in CASES if case in rows}
+            DATA.write_text(json.dumps(rows, indent=1) + "\n")
+            TABLE.write_text(table(rows))
 
 
 def _machine() -> str:

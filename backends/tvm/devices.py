@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import tvm
 
+from ..threads import use_threads
 from ..tracker import Tracker
 
 _BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
@@ -62,7 +62,7 @@ class Here:
 
     @contextmanager
     def session(self, threads: int, seconds: float) -> Iterator[Session]:
-        os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+        use_threads(threads)
         yield _HereSession()
 
 

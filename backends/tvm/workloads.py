@@ -24,7 +24,7 @@ from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 # How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
 Choice: TypeAlias = tuple[int, ...]
 
-VERSION = 3  # of kernels and schedules: times of another one say nothing about these
+VERSION = 4  # of kernels and schedules: times of another one say nothing about these
 MOST = 24  # choices of a workload
 
 # The static model of a core, in cycles.
@@ -76,10 +76,18 @@ class Convolution:
         return [astuple(tile) for tile in (*direct[: MOST - len(short[: MOST // 2])], *short[: MOST // 2])]
 
     def _direct(self) -> list[Tile]:
-        found = tiles(ceil_div(self.blocks, self.sections), *self.window.out(self.data[2:]))
+        found = tiles(ceil_div(self.blocks, self.sections), *self._area())
         if self.sections > 1:
             found = list(dict.fromkeys(divisor_tile(tile, self.outer // LANES) for tile in found))
         return [replace(tile, outer=outer) for tile in found for outer in (0, 1)]
+
+    def _area(self) -> tuple[int, int]:
+        """Rows and columns that direct tiles cover: one row where positions may be in a line."""
+        rows, columns = self.window.out(self.data[2:])
+        widest = Tile(4, 1, 1)
+        if self.thin or not conv.is_pointwise(self.window) or self.chunk(widest):
+            return rows, columns
+        return 1, rows * columns
 
     def _short(self) -> list[Tile]:
         """Winograd's algorithms, where there are any."""
@@ -98,8 +106,7 @@ class Convolution:
     def _cycles(self, tile: Tile, far: bool) -> float:
         weights = self.out * self.inner * 4.0 / _BYTES[far]
         if not tile.patch:
-            rows, columns = self.window.out(self.data[2:])
-            overhead = tile.overhead(ceil_div(self.blocks, self.sections), rows, columns)
+            overhead = tile.overhead(ceil_div(self.blocks, self.sections), *self._area())
             taps = math.prod(self.window.kernel)
             return self.flops / 2 / _MACS * overhead + weights * taps
         patches = self._patches(tile.patch)

@@ -163,9 +163,14 @@ def conv2d(
         chunk: how many blocks of input channels are summed at a time, in one section; 0 means all of them.
     """
     oh, ow = window.out(size)
-    ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
-    rows, columns = _reach(window, (ohp, owp))
-    data = pad_image(x, window, rows, columns, size, tirx.const(0.0, "float32"))
+    flat = not chunk and len(x.shape) == 5 and is_pointwise(window)
+    if flat:
+        data, positions = _line(x, tile.columns), oh * ow
+        ohp, owp = 1, ceil_div(positions, tile.columns) * tile.columns
+    else:
+        ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
+        rows, columns = _reach(window, (ohp, owp))
+        data = pad_image(x, window, rows, columns, size, tirx.const(0.0, "float32"))
     outer, inner, kh, kw, lanes, _ = weights.shape
     rc, ry, rx, rv = (
         te.reduce_axis((i64(0), e), name)
@@ -175,7 +180,7 @@ def conv2d(
     label = f"{t},{tile.rows},{tile.columns}"
     if chunk:
         sums = _chunked(data, weights, window, (ohp, owp), t, chunk, label)
-        return crop(sums, blocks, (oh, ow), t)
+        return _crop(sums, blocks, (oh, ow), t)
     each = ceil_div(int(outer), sections)
 
     def source(o: Any) -> Any:
@@ -193,17 +198,36 @@ def conv2d(
             axis=[rc, ry, rx, rv],
         ),
         name="conv_sum",
-        attrs={"conv.tile": f"{label},{tile.outer}"},
+        attrs={"conv.tile": f"{label},{tile.outer},{int(flat)}"},
     )
-    return crop(sums, blocks, (oh, ow), t)
+    return _crop(sums, blocks, (oh, ow), t, flat)
 
 
-def crop(sums: Any, blocks: int, size: tuple[int, int], t: int) -> Any:
-    return te.compute(
-        (sums.shape[0], i64(blocks), i64(size[0]), i64(size[1]), i64(LANES)),
-        lambda b, o, i, j, v: sums[b, tirx.floordiv(o, i64(t)), i, j, tirx.floormod(o, i64(t)), v],
-        name="conv_out",
-    )
+def is_pointwise(window: Window) -> bool:
+    """Whether positions are computed from themselves alone, so that the image is as good as a line."""
+    return window.kernel == window.strides == (1, 1) and not any(window.padding)
+
+
+def _line(x: Any, columns: int) -> Any:
+    """x (N, C/8, H, W, 8) as (N, C/8, 1, P, 8), P a multiple of ``columns``: the last position repeated."""
+    n, blocks, h, w, lanes = x.shape
+    whole = int(h) * int(w)
+    padded = ceil_div(whole, columns) * columns
+
+    def at(b: Any, c: Any, _: Any, p: Any, v: Any) -> Any:
+        place = p if padded == whole else tirx.min(p, i64(whole - 1))
+        return x[b, c, tirx.floordiv(place, w), tirx.floormod(place, w), v]
+
+    return te.compute((n, blocks, i64(1), i64(padded), lanes), at, name="conv_line")
+
+
+def _crop(sums: Any, blocks: int, size: tuple[int, int], t: int, flat: bool = False) -> Any:
+    def at(b: Any, o: Any, i: Any, j: Any, v: Any) -> Any:
+        place = (i64(0), i * i64(size[1]) + j) if flat else (i, j)
+        return sums[b, tirx.floordiv(o, i64(t)), *place, tirx.floormod(o, i64(t)), v]
+
+    shape = (sums.shape[0], i64(blocks), i64(size[0]), i64(size[1]), i64(LANES))
+    return te.compute(shape, at, name="conv_out")
 
 
 def _chunked(
@@ -268,12 +292,16 @@ class Conv(Rule):
         found = annotated(schedule, "conv.tile")
         if found is None:
             return None
-        sums, (t, rows, columns, outer) = found[0], (int(v) for v in str(found[1]).split(","))
+        sums, (t, rows, columns, outer, flat) = found[0], (int(v) for v in str(found[1]).split(","))
         out = inline_around(schedule, lambda name: name in ("conv_pad", "conv_sum"))
-        loops = schedule.get_loops(out)
-        if len(loops) != 5:
+        if len(schedule.get_loops(out)) != 5:
             return None
-        b, o, i, j, v = loops
+        if flat:
+            # So it is seen which positions of sums a tile needs.
+            width = extent(schedule, schedule.get_loops(out)[3])
+            schedule.transform_block_layout(out, lambda b, o, i, j, v: [b, o, i * i64(width) + j, v])
+            schedule.split(schedule.get_loops(out)[2], [1, None])
+        b, o, i, j, v = schedule.get_loops(out)
         oo, oi = schedule.split(o, [None, t])
         io, ii = schedule.split(i, [None, rows])
         jo, ji = schedule.split(j, [None, columns])
