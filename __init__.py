@@ -33,7 +33,7 @@ from .analysis.model import Model, load
 from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
-from .backends.run import bench, compile, tune
+from .backends.run import bench, compile, latency_table, tune
 from .passes.data.calibrate import Calibration, open_calibration
 from .passes.data.calibrate import Spec as CalibrationSource
 from .passes.options import Options, load_sensitivity
@@ -94,6 +94,7 @@ __all__ = [
     "compile",
     "explain",
     "export_lists",
+    "latency_table",
     "load",
     "load_plan",
     "load_sensitivity",

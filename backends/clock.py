@@ -1,14 +1,17 @@
-"""A stopwatch for pruned models: each is run in turn with the dense one, on the same inputs."""
+"""Clocks for pruned models: one runs each in turn with the dense one, the other reads a latency table."""
 
 from __future__ import annotations
 
 from statistics import median
 
+from ..analysis.errors import BackendError
 from ..analysis.model import Model
 from ..passes.clocks import Clock, Time
 from ..passes.execute import random_inputs
 from .base import Artifact, Backend
+from .cpu import CpuBackend
 from .measure import interleaved, ratio
+from .table import Table
 
 ROUNDS = 15
 SECONDS = 0.05
@@ -34,5 +37,27 @@ def stopwatch(backend: Backend, dense: Model, rounds: int = ROUNDS, seconds: flo
         runs = {"dense": lambda: run(reference), "pruned": lambda: run(artifact)}
         times = interleaved(runs, rounds, seconds)
         return Time(median(times["pruned"]), ratio(times["pruned"], times["dense"]))
+
+    return time
+
+
+def foretold(table: Table, backend: CpuBackend, dense: Model) -> Clock:
+    """A clock that adds up times of a table; nothing is run.
+
+    Raises:
+        BackendError: the table is not complete or not of this model, or the backend cannot take the model.
+    """
+    kernels = backend.kernels(dense.proto)
+    whole = table.predicted(kernels)
+    strange = [kernel.name for kernel in kernels if not table.knows(kernel)]
+    if strange:
+        raise BackendError(
+            f"the latency table is of another model: it knows nothing of {len(strange)} kernels, such as"
+            f" {strange[0]}"
+        )
+
+    def time(model: Model) -> Time:
+        ms = table.predicted(backend.kernels(model.proto))
+        return Time(ms, ms / whole)
 
     return time

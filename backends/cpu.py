@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar
 
 import onnx
@@ -13,9 +14,12 @@ from ..analysis.batch import batch_of, entangled
 from ..analysis.dynamic import symbols
 from ..analysis.errors import BackendError, UsageError
 from ..analysis.model import Model
+from ..passes.execute import random_inputs
 from .artifact import Batch, CpuArtifact, require_tvm
 from .base import Progress, TensorSpec, signature
+from .measure import interleaved
 from .quiet import native_log_hidden
+from .table import Call, Table
 from .tracker import Tracker
 
 
@@ -121,15 +125,79 @@ class CpuBackend:
         if self.database is None:
             raise UsageError("tuning needs a database to keep what it finds")
         require_tvm()
-        from .tvm import frontend, machine, tune
+        from .tvm import machine, tune
         from .tvm.database import Database
         from .tvm.devices import Device, Here, Lent
 
         devices: list[Device] = [Here()] if tracker is None else [Lent(tracker)] * tracker.devices()
         with native_log_hidden():
-            module = frontend.import_model(frontend.fold(frontend.static(model, self.dims)))
             target = machine.host_target(self.threads)
-            return tune.tune(module, target, Database(self.database), seconds, progress, devices)
+            return tune.tune(
+                self._imported(model), target, Database(self.database), seconds, progress, devices
+            )
+
+    def kernels(self, model: onnx.ModelProto) -> list[Call]:
+        """The kernels of ``model`` that a latency table tells the times of.
+
+        Raises:
+            BackendError: TVM is not installed, or cannot take the model.
+        """
+        require_tvm()
+        from .tvm import build, families
+
+        with native_log_hidden():
+            return families.calls_of(build.workloads_of(self._imported(model)).seen)
+
+    def tabulate(
+        self,
+        model: onnx.ModelProto,
+        path: Path,
+        points: int,
+        seconds: float | None = None,
+        progress: Callable[[Table], None] = lambda table: None,
+    ) -> Table:
+        """Measure the latency table of ``model`` and write it, or go on with the one that is there.
+
+        Args:
+            path: is written when it ends, by an exception too.
+            points: counts of each axis; see `Kernel.of`.
+            seconds: after which it ends with what it has.
+            progress: called before each measurement with what is known.
+
+        Raises:
+            UsageError: there are fewer than 2 points.
+            BackendError: TVM is not installed, cannot take the model, or a kernel of it fails.
+            OutputError: the table cannot be written.
+        """
+        if points < 2:
+            raise UsageError(f"{points} points make no curve; ask for at least 2")
+        require_tvm()
+        from .tvm import machine, tabulate
+        from .tvm.database import Database
+
+        with native_log_hidden():
+            target = machine.host_target(self.threads)
+            known = {} if self.database is None else Database(self.database).best(target)
+            planned = tabulate.planned(self._imported(model), target, known, points)
+            if path.exists():
+                planned.go_on(Table.read(path))
+            try:
+                planned.measure(seconds, progress)
+                if not planned.table.missing_kernels and planned.table.dense_ms is None:
+                    progress(planned.table)
+                    planned.table = replace(planned.table, dense_ms=self._milliseconds(model))
+            finally:
+                planned.table.save(path)
+        return planned.table
+
+    def _milliseconds(self, model: onnx.ModelProto) -> float:
+        feed, artifact = random_inputs(model, dynamic=1), self.compile(model)
+        return median(interleaved({"dense": lambda: artifact.run(feed)})["dense"])
+
+    def _imported(self, model: onnx.ModelProto) -> Any:
+        from .tvm import frontend
+
+        return frontend.import_model(frontend.fold(frontend.static(model, self.dims)))
 
 
 def _common(shapes: Sequence[tuple[int | None, ...]], batch: Batch | None) -> tuple[int | str | None, ...]:

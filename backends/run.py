@@ -7,18 +7,22 @@ from pathlib import Path
 
 from ..analysis.errors import UsageError
 from ..analysis.model import Model
-from ..passes.clocks import CLOCKS
+from ..passes.clocks import CLOCKS, PREDICTORS
 from .artifact import CpuArtifact
 from .base import Backend, Progress
-from .clock import stopwatch
+from .clock import foretold, stopwatch
 from .cpu import CpuBackend
 from .measure import Timing, compare
 from .onnxruntime import OnnxRuntimeBackend
+from .table import Table
 from .tracker import Tracker
+
+POINTS = 4  # of an axis in a latency table
 
 # What `plan` and `prune` can measure a budget of time on.
 CLOCKS["cpu"] = lambda dense: stopwatch(CpuBackend(), dense)
 CLOCKS["onnxruntime"] = lambda dense: stopwatch(OnnxRuntimeBackend(), dense)
+PREDICTORS["cpu"] = lambda dense, table: foretold(Table.read(table), CpuBackend(), dense)
 
 
 def compile(
@@ -83,6 +87,39 @@ def tune(
         raise UsageError("a tracker and the key of its devices go together: give both or none")
     lender = None if tracker is None or key is None else Tracker.of(tracker, key)
     return CpuBackend(threads, database=Path(database)).tune(model.proto, seconds, progress, lender)
+
+
+def latency_table(
+    model: Model,
+    output: str | Path,
+    points: int = POINTS,
+    seconds: float | None = None,
+    target: str = "cpu",
+    threads: int = 1,
+    database: str | Path | None = None,
+    progress: Callable[[Table], None] = lambda table: None,
+) -> Table:
+    """Measure how long the kernels of a model take with fewer channels; `plan` can foretell times from it.
+
+    Args:
+        output: a JSON file, written when it ends or is interrupted; where there is one of the same model and
+            target, what it lacks is measured.
+        points: how many counts of input and of output channels, in all combinations.
+        seconds: after which it ends; without, when all is measured.
+        database: the folder that `tune` fills: of each kernel the fastest known way is timed.
+        progress: called before each measurement with what is known.
+
+    Example:
+        ``latency_table(model, "t.json")``, then ``plan(model, latency="60%", latency_table="t.json")``
+
+    Raises:
+        UsageError: there is no such target, ``threads`` is not positive, or there are fewer than 2 points.
+        BackendError: TVM is not installed, cannot take the model, a kernel fails, or ``output`` is no table.
+        OutputError: the file cannot be written.
+    """
+    _check_target(target)
+    folder = None if database is None else Path(database)
+    return CpuBackend(threads, database=folder).tabulate(model.proto, Path(output), points, seconds, progress)
 
 
 def bench(

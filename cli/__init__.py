@@ -10,6 +10,7 @@ from . import (  # each adds its commands  # noqa: F401
     analyze,
     compile,
     factorize,
+    latency,
     prune,
     sensitivity,
     sparsify,

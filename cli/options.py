@@ -57,6 +57,14 @@ TimedOn = Annotated[
     str | None,
     typer.Option("--target", metavar="NAME", help="Where --latency is measured: cpu (TVM) or onnxruntime."),
 ]
+LatencyTable = Annotated[
+    Path | None,
+    typer.Option(
+        "--latency-table",
+        metavar="TABLE.json",
+        help="Foretell --latency from what 'onnx-prune latency' measured, in place of measuring it.",
+    ),
+]
 AccuracyDrop = Annotated[
     str | None,
     typer.Option(
@@ -184,6 +192,7 @@ def _choice(
     memory: Memory = None,
     latency: Latency = None,
     target: TimedOn = None,
+    latency_table: LatencyTable = None,
     accuracy_drop: AccuracyDrop = None,
     labels: Labels = None,
     multiple: Multiple = None,
@@ -209,6 +218,8 @@ def _choice(
         )
     if target is not None and latency is None:
         raise UsageError("--target says where --latency is measured, which is not given")
+    if latency_table is not None and latency is None:
+        raise UsageError("--latency-table says how long --latency takes, which is not given")
     return {
         "ratio": ratio,
         "macs": budget(macs, "macs"),
@@ -217,6 +228,7 @@ def _choice(
         "memory": budget(memory, "memory"),
         "latency": latency,
         "target": target or TARGET,
+        "latency_table": latency_table,
         "accuracy_drop": fraction(accuracy_drop, "--accuracy-drop"),
         "labels": labels,
         "multiple": multiple,

@@ -92,7 +92,8 @@ def say_measured(plan: api.Plan) -> None:
     """What was measured to find a plan, if anything was."""
     time, accuracy = plan.options.get("latency"), plan.options.get("accuracy")
     if time:
-        say(f"takes {time['ms']:.3g} ms on {time['target']}, {time['share']:.0%} of the dense model")
+        how = "takes by the table" if time.get("predicted") else "takes"
+        say(f"{how} {time['ms']:.3g} ms on {time['target']}, {time['share']:.0%} of the dense model")
     if accuracy:
         where = "samples kept apart" if accuracy["apart"] else "samples that layers are fitted on too"
         say(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from ..analysis.errors import UsageError
@@ -30,17 +31,28 @@ class Time:
 Clock: TypeAlias = Callable[[Model], Time]
 # For each target, what makes the clock for the versions of a dense model.
 CLOCKS: dict[str, Callable[[Model], Clock]] = {}
+# For each target that has latency tables, what makes the clock that reads one.
+PREDICTORS: dict[str, Callable[[Model, Path], Clock]] = {}
 
 
-def clock_for(target: str, dense: Model) -> Clock:
+def clock_for(target: str, dense: Model, table: Path | None = None) -> Clock:
     """The clock of a target for versions of a model.
 
+    Args:
+        table: a latency table to read times from in place of measuring them.
+
     Raises:
-        UsageError: there is no such target.
-        BackendError: its runtime is missing, or cannot take the model.
+        UsageError: there is no such target, or it has no tables.
+        BackendError: its runtime is missing, or cannot take the model; or the table cannot be read, is not
+            complete, or is of another model.
     """
     check_target(target)
-    return CLOCKS[target](dense)
+    if table is None:
+        return CLOCKS[target](dense)
+    if target not in PREDICTORS:
+        have = ", ".join(sorted(PREDICTORS))
+        raise UsageError(f"there are no latency tables of '{target}', only of {have}")
+    return PREDICTORS[target](dense, table)
 
 
 def check_target(target: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,15 @@ class Latency:
         """A time over this budget."""
         return (time.share if self.is_share else time.ms) / self.amount
 
-    def plan(self, planner: Planner, clock: Clock, target: str, progress: Callable[[str], None]) -> Plan:
-        """The plan of most multiply-accumulates whose model is within the time, found by measuring.
+    def plan(
+        self, planner: Planner, clock: Clock, about: Mapping[str, Any], progress: Callable[[str], None]
+    ) -> Plan:
+        """The plan of most multiply-accumulates whose model is within the time, found by asking the clock.
 
         Nothing is fitted again for it: weights of other values take the same time.
+
+        Args:
+            about: what the plan notes of the clock.
 
         Raises:
             PlanError: not even the smallest model is fast enough.
@@ -71,7 +76,7 @@ class Latency:
         """
         search = _Search(self, planner, clock, progress)
         chosen, time = search.run()
-        told: dict[str, Any] = {"asked": self.asked, "target": target}
+        told: dict[str, Any] = {"asked": self.asked, **about}
         told |= {"ms": round(time.ms, 4), "share": round(time.share, 4)}
         return planner.noted(chosen, {"latency": told})
 

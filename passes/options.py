@@ -67,6 +67,7 @@ class Options(GoalOptions, total=False):
         latency: what a run may take on ``target``, measured: a share of the dense model's time up to 1, or
             text such as "60%" and "4ms". The least cut that does is chosen; budgets hold beside it.
         target: where time is measured: "cpu" (compiled by TVM) or "onnxruntime".
+        latency_table: a file that `latency_table` wrote: times are read from it in place of being measured.
         accuracy_drop: instead of ``latency``, the largest cut that loses at most that fraction of accuracy on
             labelled calibration inputs.
         labels: classes of the calibration inputs, where they do not hold them: int (samples,), FILE.npy, or
@@ -83,6 +84,7 @@ class Options(GoalOptions, total=False):
     sensitivity: Sensitivity | str | Path | None
     latency: float | str | None
     target: str
+    latency_table: str | Path | None
     accuracy_drop: float | None
     labels: Labels
 
@@ -104,6 +106,7 @@ class Request:
     accuracy_drop: float | None = None
     labels: Labels = None
     rotate: bool = True
+    latency_table: Path | None = None
 
     @staticmethod
     def of(options: Options) -> Request:
@@ -126,6 +129,9 @@ class Request:
             measured = load_sensitivity(measured)
         latency, target = left.pop("latency", None), left.pop("target", None) or TARGET
         allowed, labels = left.pop("accuracy_drop", None), left.pop("labels", None)
+        table = left.pop("latency_table", None)
+        if table is not None and latency is None:
+            raise UsageError("a latency table is of use for a latency alone")
         if latency is not None and allowed is not None:
             raise UsageError("give either a latency or an accuracy drop")
         if allowed is not None and not 0 <= allowed < 1:
@@ -166,6 +172,7 @@ class Request:
             allowed,
             labels,
             rotate,
+            None if table is None else Path(table),
         )
 
     def check(self, analysis: Analysis, amounts: Mapping[str, float] | None = None) -> None:

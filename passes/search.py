@@ -25,11 +25,14 @@ def prepared(request: Request, whole: Analysis) -> tuple[Request, Search]:
 
     Raises:
         UsageError: there is no such target, or the data has no labels.
-        BackendError: the target's runtime is missing, or cannot take the model.
+        BackendError: the target's runtime is missing, or cannot take the model; or its latency table cannot
+            be used for the model.
     """
     if request.latency is not None:
-        budget, clock = Latency.of(request.latency), clock_for(request.target, whole.model)
-        return request, lambda planner, progress: budget.plan(planner, clock, request.target, progress)
+        table, target = request.latency_table, request.target
+        budget, clock = Latency.of(request.latency), clock_for(target, whole.model, table)
+        told = {"target": target, "predicted": table is not None}
+        return request, lambda planner, progress: budget.plan(planner, clock, told, progress)
     drop = request.accuracy_drop
     if drop is not None:
         judge, samples = judge_for(whole.model, request.calibration, request.labels, request.samples)
