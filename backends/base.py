@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import onnx
@@ -37,12 +37,18 @@ class Progress:
     Attributes:
         done, total: kernels; those that were known before are not counted.
         before, after: milliseconds of the kernels done in a run of the model, by default and as found.
+        stopped: why it ended with kernels and time left.
     """
 
     done: int
     total: int
     before: float
     after: float
+    stopped: str | None = None
+
+    def with_kernel(self, before: float, after: float) -> Progress:
+        """One kernel further, with milliseconds of it in a run of the model; none where its default fails."""
+        return replace(self, done=self.done + 1, before=self.before + before, after=self.after + after)
 
 
 class Artifact(Protocol):

@@ -16,6 +16,7 @@ from ..analysis.model import Model
 from .artifact import Batch, CpuArtifact, require_tvm
 from .base import Progress, TensorSpec, signature
 from .quiet import native_log_hidden
+from .tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -99,28 +100,36 @@ class CpuBackend:
         model: onnx.ModelProto,
         seconds: float,
         progress: Callable[[Progress], None] = lambda progress: None,
+        tracker: Tracker | None = None,
     ) -> Progress:
         """Time kernels of ``model`` for so long, those with the most work first, into the database.
 
         What the database knows already is not timed again, so that an interrupted run goes on where it was.
+
+        Args:
+            tracker: of machines with the same kind of processor as this one, which time kernels in its place:
+                as many at once as there are.
 
         Returns:
             How far it came.
 
         Raises:
             UsageError: there is no database.
-            BackendError: TVM is not installed, or cannot take the model.
+            BackendError: TVM is not installed, or cannot take the model; or the tracker does not answer, or
+                has no such device.
         """
         if self.database is None:
             raise UsageError("tuning needs a database to keep what it finds")
         require_tvm()
         from .tvm import frontend, machine, tune
         from .tvm.database import Database
+        from .tvm.devices import Device, Here, Lent
 
+        devices: list[Device] = [Here()] if tracker is None else [Lent(tracker)] * tracker.devices()
         with native_log_hidden():
             module = frontend.import_model(frontend.fold(frontend.static(model, self.dims)))
             target = machine.host_target(self.threads)
-            return tune.tune(module, target, Database(self.database), seconds, progress)
+            return tune.tune(module, target, Database(self.database), seconds, progress, devices)
 
 
 def _common(shapes: Sequence[tuple[int | None, ...]], batch: Batch | None) -> tuple[int | str | None, ...]:

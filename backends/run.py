@@ -14,6 +14,7 @@ from .clock import stopwatch
 from .cpu import CpuBackend
 from .measure import Timing, compare
 from .onnxruntime import OnnxRuntimeBackend
+from .tracker import Tracker
 
 # What `plan` and `prune` can measure a budget of time on.
 CLOCKS["cpu"] = lambda dense: stopwatch(CpuBackend(), dense)
@@ -55,6 +56,8 @@ def tune(
     target: str = "cpu",
     threads: int = 1,
     progress: Callable[[Progress], None] = lambda progress: None,
+    tracker: str | None = None,
+    key: str | None = None,
 ) -> Progress:
     """Time the kernels of a model in several ways each, and keep the fastest in a database.
 
@@ -64,16 +67,22 @@ def tune(
         database: a folder, made where there is none.
         seconds: after which it ends; the kernels with the most work come first.
         progress: called before each kernel.
+        tracker: HOST:PORT of a tracker of TVM's RPC: the devices that it has with ``key`` time the kernels,
+            as many at once as there are. They must be what ``target`` says.
 
     Example:
         ``tune(model, "tuned", seconds=60)``, then ``compile(model, database="tuned")``
 
     Raises:
-        UsageError: there is no such target, or ``threads`` is not positive.
-        BackendError: TVM is not installed, cannot take the model, or the database cannot be opened.
+        UsageError: there is no such target, ``threads`` is not positive, or a tracker is given without a key.
+        BackendError: TVM is not installed, cannot take the model, or the database cannot be opened; or the
+            tracker does not answer, or has no such device.
     """
     _check_target(target)
-    return CpuBackend(threads, database=Path(database)).tune(model.proto, seconds, progress)
+    if (tracker is None) != (key is None):
+        raise UsageError("a tracker and the key of its devices go together: give both or none")
+    lender = None if tracker is None or key is None else Tracker.of(tracker, key)
+    return CpuBackend(threads, database=Path(database)).tune(model.proto, seconds, progress, lender)
 
 
 def bench(

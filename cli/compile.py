@@ -23,6 +23,13 @@ Folder = Annotated[
     Path | None,
     typer.Option("--database", metavar="FOLDER", help="Kernels that 'onnx-prune tune' measured."),
 ]
+TrackerAt = Annotated[
+    str | None,
+    typer.Option("--tracker", metavar="HOST:PORT", help="Time kernels on devices of this tracker of TVM's."),
+]
+Key = Annotated[
+    str | None, typer.Option("--key", metavar="NAME", help="The tracker's devices that are of --target.")
+]
 
 
 @app.command(
@@ -43,6 +50,8 @@ def compile_(
         typer.Option("--tune", metavar="TIME", help="Look for faster kernels first, for 90s, 5m or 1h."),
     ] = None,
     database: Folder = None,
+    tracker: TrackerAt = None,
+    key: Key = None,
     batch: Annotated[
         str, typer.Option("--batch", metavar="SIZES", help="Sizes of a dynamic batch to compile for: 1,8.")
     ] = "1",
@@ -59,6 +68,8 @@ def compile_(
     others = [description_path(output), *([weights_path(output)] if beside else [])]
     check_outputs(output, *others, json_)
     limit = None if tune is None else amounts.seconds(tune, "--tune")
+    if tracker is not None and limit is None:
+        raise UsageError("--tracker says where --tune times kernels, which is not given")
     batches = amounts.counts(batch, "--batch")
     seconds: dict[str, float] = {}
     with step(seconds, "load"):
@@ -66,7 +77,7 @@ def compile_(
     with tempfile.TemporaryDirectory() as own:
         folder = Path(own) if database is None and limit else database
         if limit and folder is not None:
-            _tune(loaded, folder, limit, target, threads, seconds)
+            _tune(loaded, folder, limit, target, threads, (tracker, key), seconds)
         with step(seconds, "compile"):
             artifact = api.compile(loaded, target, threads, folder, batches)
     with step(seconds, "save"):
@@ -97,7 +108,12 @@ def _batch_told(batch: Batch) -> str:
     return f"takes a batch '{batch.symbol}' of {sizes} only: {batch.obstacle}"
 
 
-@app.command(epilog=examples("tune model.onnx --database tuned --time 5m"))
+@app.command(
+    epilog=examples(
+        "tune model.onnx --database tuned --time 5m",
+        "tune model.onnx --database tuned --tracker 192.168.1.2:9190 --key zen3",
+    )
+)
 def tune(
     model: options.ModelPath,
     database: Annotated[
@@ -106,6 +122,8 @@ def tune(
     time: Annotated[str, typer.Option("--time", metavar="TIME", help="For how long: 90s, 5m, 1h.")] = "5m",
     target: options.Target = "cpu",
     threads: options.Threads = 1,
+    tracker: TrackerAt = None,
+    key: Key = None,
     json_: options.Json = None,
 ) -> None:
     """Look for the fastest kernels of a model; go on where the database ends."""
@@ -114,12 +132,18 @@ def tune(
     seconds: dict[str, float] = {}
     with step(seconds, "load"):
         loaded = api.load(model)
-    found = _tune(loaded, database, limit, target, threads, seconds)
+    found = _tune(loaded, database, limit, target, threads, (tracker, key), seconds)
     emit(json_, {"database": str(database), **asdict(found), "seconds": seconds})
 
 
 def _tune(
-    model: api.Model, database: Path, limit: float, target: str, threads: int, seconds: dict[str, float]
+    model: api.Model,
+    database: Path,
+    limit: float,
+    target: str,
+    threads: int,
+    farm: tuple[str | None, str | None],
+    seconds: dict[str, float],
 ) -> Progress:
     with step(seconds, "tune") as status:
 
@@ -127,7 +151,7 @@ def _tune(
             gain = f": {progress.before:.3f} ms became {progress.after:.3f} ms" if progress.done else ""
             status.update(f"tune kernel {progress.done + 1} of {progress.total}{gain}")
 
-        found = api.tune(model, database, limit, target, threads, show)
+        found = api.tune(model, database, limit, target, threads, show, *farm)
     if found.total:
         say(
             f"tuned {found.done} of {found.total} kernels: {found.before:.3f} ms of them became"
@@ -135,6 +159,8 @@ def _tune(
         )
     else:
         say(f"all kernels are known in {database}")
+    if found.stopped:
+        say(f"it ended early: {found.stopped}")
     return found
 
 

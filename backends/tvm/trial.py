@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as Late
+from threading import Lock
 from typing import Any
 
 from joblib.externals import loky
 
-from ..threads import use_threads
+from ..tracker import NoDevice
+from .devices import Device, Here, Session
 from .workloads import Choice, Workload
 
 _SECONDS = 60.0  # that a trial may take
@@ -19,70 +21,109 @@ _BETWEEN = {False: 1 << 21, True: 1 << 25}
 
 
 class Trials:
-    """A process that times kernels; started where it is needed, and anew after a crash.
+    """A process that times kernels on a device; started where it is needed, and anew after a crash.
 
     Args:
         far: whether weights come from memory, not from the last cache.
+        device: where kernels run; they are compiled here.
     """
 
-    def __init__(self, target: Mapping[str, Any], far: bool) -> None:
-        self._target, self._far = dict(target), far
+    def __init__(self, target: Mapping[str, Any], far: bool, device: Device | None = None) -> None:
+        self._target, self._far, self._device = dict(target), far, device or Here()
         self._process: Any = None
+        self._closed = False
+        self._lock = Lock()
 
     def __enter__(self) -> Trials:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self.close()
 
     def seconds(self, workload: Workload, choices: Sequence[Choice], rounds: int = 1) -> list[list[float]]:
         """Seconds of a call for each choice, one a round, the choices in turn; [] for one that fails.
 
-        Where the process dies or takes too long, all of ``choices`` have failed.
+        Where the process or the device dies or takes too long, all of ``choices`` have failed.
+
+        Raises:
+            NoDevice: the tracker has none any more.
         """
-        if self._process is None:
-            self._process = loky.ProcessPoolExecutor(max_workers=1, timeout=None)
-        future = self._process.submit(measured, workload, tuple(choices), self._target, self._far, rounds)
+        limit = _SECONDS * len(choices)
+        arguments = (workload, tuple(choices), self._target, self._far, rounds, self._device, limit)
         try:
-            found: list[list[float]] = future.result(timeout=_SECONDS * len(choices))
-        except (Late, loky.process_executor.BrokenProcessPool):
+            with self._lock:
+                if self._closed:
+                    return [[] for _ in choices]
+                if self._process is None:
+                    self._process = loky.ProcessPoolExecutor(max_workers=1, timeout=None)
+                future = self._process.submit(measured, *arguments)
+            found: list[list[float]] = future.result(timeout=self._device.patience + limit)
+        except (Late, loky.process_executor.BrokenProcessPool, loky.process_executor.ShutdownExecutorError):
             self._stop()
             return [[] for _ in choices]
         return found
 
+    def close(self) -> None:
+        """End the process; what another thread measures just now fails, as does all that follows."""
+        with self._lock:
+            self._closed = True
+        self._stop()
+
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.shutdown(wait=False, kill_workers=True)
-            self._process = None
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.shutdown(wait=False, kill_workers=True)
 
 
 def measured(
-    workload: Workload, choices: Sequence[Choice], target: Mapping[str, Any], far: bool, rounds: int
+    workload: Workload,
+    choices: Sequence[Choice],
+    target: Mapping[str, Any],
+    far: bool,
+    rounds: int,
+    device: Device,
+    limit: float,
 ) -> list[list[float]]:
-    """`Trials.seconds`, in this process."""
-    import numpy as np
-    import tvm
+    """`Trials.seconds`, in this process; the device may take ``limit`` seconds."""
+    kernels = [_built(workload, choice, target) for choice in choices]
+    found: list[list[float]] = [[] for _ in choices]
+    if not any(kernels):
+        return found
+    try:
+        with device.session(int(target["num-cores"]), limit) as session:
+            timers = [None if kernel is None else _timer(*kernel, session, far) for kernel in kernels]
+            for _ in range(rounds):
+                for times, timer in zip(found, timers, strict=True):
+                    if timer is not None:
+                        times.append(timer())
+    except NoDevice:
+        raise
+    except Exception:  # whatever TVM makes of a device that crashed, hung or went away
+        return [[] for _ in choices]
+    return found
 
+
+def _built(
+    workload: Workload, choice: Choice, target: Mapping[str, Any]
+) -> tuple[Any, list[tuple[int, ...]]] | None:
+    """A kernel and the shapes of its arguments; None where TVM's passes take it for no way to compute it."""
     from .build import kernel_of
 
-    use_threads(int(target["num-cores"]))
-    rng = np.random.default_rng(0)
-    timers: list[Any] = []
-    for choice in choices:
-        try:
-            function, shapes = kernel_of(workload, choice, target)
-        except Exception:  # whatever TVM's passes raise: this is no way to compute it
-            timers.append(None)
-            continue
-        arguments = [tvm.runtime.tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
-        timer = function.time_evaluator(
-            "main", tvm.cpu(), number=1, repeat=_REPEATS, cache_flush_bytes=_BETWEEN[far]
-        )
-        timers.append((timer, arguments))
-    found: list[list[float]] = [[] for _ in choices]
-    for _ in range(rounds):
-        for times, timed in zip(found, timers, strict=True):
-            if timed is not None:
-                timer, arguments = timed
-                times.append(float(np.median(timer(*arguments).results)))
-    return found
+    try:
+        return kernel_of(workload, choice, target)
+    except Exception:  # whatever they raise
+        return None
+
+
+def _timer(
+    kernel: Any, shapes: Sequence[tuple[int, ...]], session: Session, far: bool
+) -> Callable[[], float]:
+    """What gives the seconds of a call."""
+    import numpy as np
+
+    arguments = [session.tensor(shape) for shape in shapes]
+    timer = session.load(kernel).time_evaluator(
+        "main", session.device, number=1, repeat=_REPEATS, cache_flush_bytes=_BETWEEN[far]
+    )
+    return lambda: float(np.median(timer(*arguments).results))

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 from ..base import Progress
+from ..tracker import NoDevice
 from .build import workloads_of
 from .database import Database
+from .devices import Device, Here
 from .trial import Trials
 from .workloads import Choice, Workload, key
 
@@ -31,18 +34,29 @@ class _Tuned:
     after: float
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A kernel that is being tuned, and how often the model calls it."""
+
+    workload: Workload
+    calls: int
+    trials: Trials
+
+
 def tune(
     module: Any,
     target: Mapping[str, Any],
     database: Database,
     seconds: float,
     report: Callable[[Progress], None] = lambda progress: None,
+    devices: Sequence[Device] = (Here(),),
 ) -> Progress:
     """Time the kernels of a module until ``seconds`` are over; those whose times are known are left.
 
     Args:
         module: as imported.
         report: called before each kernel.
+        devices: that time kernels, each another one at a time. Where there is none any more it ends.
     """
     end = time.monotonic() + seconds
     known = database.best(target)
@@ -50,20 +64,36 @@ def tune(
     far = found.far
     several = [(w, calls) for w, calls in found.seen.items() if len(w.choices(far)) > 1]
     waiting = [(w, calls) for w, calls in several if key(w, far) not in known]
-    waiting.sort(key=lambda each: -each[0].flops * each[1])
+    waiting.sort(key=lambda each: each[0].flops * each[1])  # the most work is taken first, from the end
     progress = Progress(0, len(waiting), 0.0, 0.0)
-    with Trials(target, far) as trials:
-        for workload, calls in waiting:
-            report(progress)
-            won = _tuned(workload, workload.choices(far), trials, end)
-            if time.monotonic() >= end:
-                break
-            progress = replace(progress, done=progress.done + 1)
-            if won is not None:
-                database.add(workload, far, won.choice, won.after / 1e3, target)
-                before, after = progress.before + calls * won.before, progress.after + calls * won.after
-                progress = replace(progress, before=before, after=after)
-    return progress
+    idle = [Trials(target, far, device) for device in devices]
+    everywhere, running = tuple(idle), dict[Future[_Tuned | None], _Job]()
+    with ThreadPoolExecutor(len(idle)) as pool:
+        try:
+            while running or (waiting and idle and time.monotonic() < end):
+                while waiting and idle and time.monotonic() < end:
+                    report(progress)
+                    job = _Job(*waiting.pop(), idle.pop())
+                    choices = job.workload.choices(far)
+                    running[pool.submit(_tuned, job.workload, choices, job.trials, end)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    try:
+                        won = future.result()
+                    except NoDevice as error:
+                        waiting.append((job.workload, job.calls))
+                        progress = replace(progress, stopped=str(error))
+                        continue
+                    idle.append(job.trials)
+                    if won is not None:
+                        database.add(job.workload, far, won.choice, won.after / 1e3, target)
+                        progress = progress.with_kernel(job.calls * won.before, job.calls * won.after)
+                    elif time.monotonic() < end:
+                        progress = progress.with_kernel(0.0, 0.0)
+        finally:  # before the pool waits for its threads
+            for trials in everywhere:
+                trials.close()
+    return progress if waiting and not idle else replace(progress, stopped=None)
 
 
 def _tuned(workload: Workload, choices: Sequence[Choice], trials: Trials, end: float) -> _Tuned | None:
@@ -77,7 +107,10 @@ def _tuned(workload: Workload, choices: Sequence[Choice], trials: Trials, end: f
         if times:
             once[choice] = times[0]
     finalists = [default, *sorted(once, key=once.__getitem__)[:_FINALISTS]]
-    rounds = dict(zip(finalists, trials.seconds(workload, finalists, _ROUNDS), strict=True))
+    finals = trials.seconds(workload, finalists, _ROUNDS)
+    if not any(finals):  # the device went, or a kernel that ran once did not this time
+        finals = trials.seconds(workload, finalists, _ROUNDS)
+    rounds = dict(zip(finalists, finals, strict=True))
     reference = rounds[default]
     if not reference:
         return None

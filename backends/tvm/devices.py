@@ -1,0 +1,128 @@
+"""Where kernels are timed: in this process, or on a device that a tracker lends for a trial."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import tvm
+
+from ..threads import use_threads
+from ..tracker import Tracker
+
+_BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
+_LIBRARY = "kernel{}.so"
+_FILL = "tvm.contrib.random.random_fill_for_measure"  # servers of TVM's bare runtime lack it
+
+
+class Session(Protocol):
+    """A device at hand."""
+
+    @property
+    def device(self) -> Any:
+        """What TVM calls it."""
+        ...
+
+    def load(self, kernel: Any) -> Any:
+        """A compiled kernel as a module of the device."""
+        ...
+
+    def tensor(self, shape: tuple[int, ...]) -> Any:
+        """float32 in the device's memory, of random values."""
+        ...
+
+
+class Device(Protocol):
+    """A device that sessions are had on; a value, for it goes to the process that guards them."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a session may be waited for."""
+        ...
+
+    def session(self, threads: int, seconds: float) -> AbstractContextManager[Session]:
+        """A session in which kernels run on so many threads, for so long at most.
+
+        Raises:
+            NoDevice: there is none to be had.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """The machine and the process that this runs in."""
+
+    patience: ClassVar[float] = 0.0
+
+    @contextmanager
+    def session(self, threads: int, seconds: float) -> Iterator[Session]:
+        use_threads(threads)
+        yield _HereSession()
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A device of a tracker: kernels are linked here and sent there.
+
+    Attributes:
+        patience: long enough for a server that is started again after a crash.
+    """
+
+    tracker: Tracker
+    patience: float = 30.0
+
+    @contextmanager
+    def session(self, threads: int, seconds: float) -> Iterator[Session]:
+        session = self.tracker.session(seconds, self.patience)
+        session.get_function("runtime.config_threadpool")(_BIG_CORES, threads)
+        with tempfile.TemporaryDirectory() as folder:
+            yield _LentSession(session, Path(folder))
+
+
+class _HereSession:
+    def __init__(self) -> None:
+        self.device = tvm.cpu()
+        self._rng = np.random.default_rng(0)
+
+    def load(self, kernel: Any) -> Any:
+        return kernel.jit()
+
+    def tensor(self, shape: tuple[int, ...]) -> Any:
+        return tvm.runtime.tensor(_random(self._rng, shape))
+
+
+class _LentSession:
+    def __init__(self, session: Any, folder: Path) -> None:
+        self.device = session.cpu()
+        self._session = session
+        self._folder = folder
+        self._loaded = 0
+        self._rng = np.random.default_rng(0)
+        try:
+            self._fill = session.get_function(_FILL)
+        except Exception:  # whatever its runtime raises
+            self._fill = None
+
+    def load(self, kernel: Any) -> Any:
+        path = self._folder / _LIBRARY.format(self._loaded)
+        self._loaded += 1
+        kernel.export_library(str(path))
+        self._session.upload(str(path))
+        return self._session.load_module(path.name)
+
+    def tensor(self, shape: tuple[int, ...]) -> Any:
+        if self._fill is None:
+            return tvm.runtime.tensor(_random(self._rng, shape), self.device)
+        made = tvm.runtime.empty(shape, "float32", self.device)
+        self._fill(made)
+        return made
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    return rng.standard_normal(shape, np.float32)
