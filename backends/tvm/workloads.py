@@ -25,7 +25,7 @@ from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 Choice: TypeAlias = tuple[int, ...]
 
 VERSION = 4  # of kernels and schedules: times of another one say nothing about these
-MOST = 24  # choices of a workload
+MOST = 12  # choices of a workload
 
 # The static model of a core, in cycles.
 _MACS = 16.0  # multiply-adds
@@ -71,9 +71,11 @@ class Convolution:
     def choices(self, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
         direct, short = self._direct(), sorted(self._short(), key=lambda tile: self._cycles(tile, far))
+        short = short[: MOST // 3]
+        direct = direct[: MOST - len(short)]
         if short and self._cycles(short[0], far) < _CLEARLY * self._cycles(direct[0], far):
-            return [astuple(tile) for tile in (*short[: MOST // 2], *direct[: MOST // 2])]
-        return [astuple(tile) for tile in (*direct[: MOST - len(short[: MOST // 2])], *short[: MOST // 2])]
+            return [astuple(tile) for tile in (*short, *direct)]
+        return [astuple(tile) for tile in (*direct, *short)]
 
     def _direct(self) -> list[Tile]:
         found = tiles(ceil_div(self.blocks, self.sections), *self._area())
