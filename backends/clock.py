@@ -47,8 +47,8 @@ def foretold(table: Table, backend: CpuBackend, dense: Model) -> Clock:
     Raises:
         BackendError: the table is not complete or not of this model, or the backend cannot take the model.
     """
-    kernels = backend.kernels(dense.proto)
-    whole = table.predicted(kernels)
+    kernels, weights = backend.kernels(dense.proto)
+    whole = table.predicted(kernels, weights)
     strange = [kernel.name for kernel in kernels if not table.knows(kernel)]
     if strange:
         raise BackendError(
@@ -57,7 +57,7 @@ def foretold(table: Table, backend: CpuBackend, dense: Model) -> Clock:
         )
 
     def time(model: Model) -> Time:
-        ms = table.predicted(backend.kernels(model.proto))
+        ms = table.predicted(*backend.kernels(model.proto))
         return Time(ms, ms / whole)
 
     return time

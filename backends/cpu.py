@@ -136,17 +136,19 @@ class CpuBackend:
                 self._imported(model), target, Database(self.database), seconds, progress, devices
             )
 
-    def kernels(self, model: onnx.ModelProto) -> list[Call]:
-        """The kernels of ``model`` that a latency table tells the times of.
+    def kernels(self, model: onnx.ModelProto) -> tuple[list[Call], int]:
+        """The kernels of ``model`` that a latency table tells the times of, and bytes of its weights.
 
         Raises:
             BackendError: TVM is not installed, or cannot take the model.
         """
         require_tvm()
         from .tvm import build, families
+        from .tvm.constants import constant_bytes
 
         with native_log_hidden():
-            return families.calls_of(build.workloads_of(self._imported(model)).seen)
+            module = self._imported(model)
+            return families.calls_of(build.workloads_of(module).seen), constant_bytes(module["main"])
 
     def tabulate(
         self,

@@ -2,6 +2,10 @@
 
 Kernels that differ in counts of channels alone are a family. Of each kernel of the model a grid of counts is
 measured; between its points time is taken to be linear in each count.
+
+Between two runs of a kernel the model reads all its other weights, so a smaller model finds more in the
+caches. Times are therefore taken with few bytes read between two runs and with as many as the whole model has
+weights; in between, time is taken to be linear in the bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ FORMAT, VERSION = "onnx-prune latency table", 1
 _ALIGNED = 8  # what grids are made of multiples of
 
 Sizes = tuple[int, ...]
+Times = tuple[float, ...]  # milliseconds, for each of `Table.between`
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,13 @@ class Kernel:
         call: with all channels.
         grid: for each axis the counts that are measured in every combination.
         extra: counts that are measured besides.
-        ms: milliseconds of a run, by counts, as far as they are measured.
+        ms: milliseconds of a run, by counts, as far as they are measured; for each of `Table.between`.
     """
 
     call: Call
     grid: tuple[Sizes, ...]
     extra: tuple[Sizes, ...]
-    ms: Mapping[Sizes, float]
+    ms: Mapping[Sizes, Times]
 
     @staticmethod
     def of(call: Call, points: int) -> Kernel:
@@ -99,36 +104,36 @@ class Kernel:
         every = [self.call.sizes, *product(*self.grid), *self.extra]
         return [sizes for sizes in dict.fromkeys(every) if sizes not in self.ms]
 
-    def at(self, sizes: Sizes) -> float:
+    def at(self, sizes: Sizes) -> Times:
         """Milliseconds with other counts of channels."""
         rounded = [
             min(math.ceil(size / axis.step) * axis.step, max(size, whole))
             for size, axis, whole in zip(sizes, self.call.axes, self.call.sizes, strict=True)
         ]
-        return max(self._between((), rounded), 0.0)
+        return tuple(max(self._between((), rounded, k), 0.0) for k in range(len(self.ms[self.call.sizes])))
 
     def curves(self) -> list[tuple[str, list[tuple[int, float]]]]:
         """For each axis that was varied its name, and counts with milliseconds, all other axes whole."""
         whole, found = self.call.sizes, []
         for k, axis in enumerate(self.call.axes):
             others = whole[:k] + whole[k + 1 :]
-            points = sorted((s[k], ms) for s, ms in self.ms.items() if s[:k] + s[k + 1 :] == others)
+            points = sorted((s[k], ms[-1]) for s, ms in self.ms.items() if s[:k] + s[k + 1 :] == others)
             if len(points) > 1:
                 found.append((axis.name, points))
         return found
 
-    def _between(self, chosen: Sizes, left: Sequence[int]) -> float:
+    def _between(self, chosen: Sizes, left: Sequence[int], which: int) -> float:
         """Milliseconds where the first counts are on the grid, and ``left`` are the others."""
         if not left:
-            return self.ms[chosen]
+            return self.ms[chosen][which]
         size, *rest = left
         counts = self.grid[len(chosen)]
         if len(counts) == 1:
             linear = self.call.axes[len(chosen)].linear
-            return self._between((*chosen, counts[0]), rest) * (size / counts[0] if linear else 1.0)
+            return self._between((*chosen, counts[0]), rest, which) * (size / counts[0] if linear else 1.0)
         low, high = next((pair for pair in pairwise(counts) if size <= pair[1]), counts[-2:])
         share = (size - low) / (high - low)
-        below, above = (self._between((*chosen, count), rest) for count in (low, high))
+        below, above = (self._between((*chosen, count), rest, which) for count in (low, high))
         return below + share * (above - below)
 
 
@@ -140,14 +145,14 @@ class Table:
         target: as TVM describes it.
         threads: that kernels ran on.
         versions: of what compiled them.
-        far: whether weights came from memory, for the last cache is too small for those of the model.
+        between: bytes read between two runs of a kernel, rising; the last as many as the model has weights.
         dense_ms: milliseconds of the whole model; None where it was not measured.
     """
 
     target: Mapping[str, Any]
     threads: int
     versions: Mapping[str, Any]
-    far: bool
+    between: tuple[int, ...]
     kernels: tuple[Kernel, ...]
     dense_ms: float | None = None
 
@@ -173,15 +178,18 @@ class Table:
         known = {(k.call.family, sizes): ms for k in other.kernels for sizes, ms in k.ms.items()}
         kernels = []
         for kernel in self.kernels:
-            found = {sizes: known.get((kernel.call.family, sizes)) for sizes in kernel.wanted}
-            ms = {sizes: each for sizes, each in found.items() if each is not None}
+            found = ((sizes, known.get((kernel.call.family, sizes))) for sizes in kernel.wanted)
+            ms = {sizes: times for sizes, times in found if times is not None}
             kernels.append(replace(kernel, ms={**kernel.ms, **ms}))
         return replace(self, kernels=tuple(kernels))
 
-    def predicted(self, calls: Sequence[Call]) -> float:
+    def predicted(self, calls: Sequence[Call], weights: int) -> float:
         """Milliseconds of a model with these kernels, made from the one measured by removing channels.
 
         What the whole model takes beyond its kernels is taken to stay as it is.
+
+        Args:
+            weights: bytes of the model's weights.
 
         Raises:
             BackendError: the table is not complete.
@@ -190,10 +198,26 @@ class Table:
             raise BackendError(
                 f"the latency table lacks {self.missing} times: run 'onnx-prune latency' again to go on"
             )
-        whole = sum(kernel.call.calls * kernel.ms[kernel.call.sizes] for kernel in self.kernels)
-        kernels = sum(call.calls * self._of(call) for call in calls)
+        whole = self.kernels_ms
+        kernels = sum(call.calls * self._mixed(self._of(call), weights) for call in calls)
         # By themselves, kernels read from further away than in the model, so their sum can be more than it.
         return max(self.dense_ms - whole, 0.0) + kernels * min(self.dense_ms / max(whole, 1e-9), 1.0)
+
+    @property
+    def kernels_ms(self) -> float:
+        """Milliseconds of the kernels of the whole model, by themselves.
+
+        Raises:
+            KeyError: a kernel has not been measured.
+        """
+        return sum(kernel.call.calls * kernel.ms[kernel.call.sizes][-1] for kernel in self.kernels)
+
+    def _mixed(self, times: Times, weights: int) -> float:
+        if len(times) == 1:
+            return times[0]
+        low, high = self.between
+        share = min(max((weights - low) / (high - low), 0.0), 1.0)
+        return times[0] + share * (times[1] - times[0])
 
     def knows(self, call: Call) -> bool:
         """Whether a kernel is one of those measured, or is one with fewer channels."""
@@ -207,13 +231,13 @@ class Table:
             and all(size <= whole for size, whole in zip(call.sizes, kernel.call.sizes, strict=True))
         )
 
-    def _of(self, call: Call) -> float:
+    def _of(self, call: Call) -> Times:
         """By the smallest kernel that it is a part of; else by what the nearest takes for its work."""
         nearest = min(self._like(call), key=lambda kernel: kernel.call.flops, default=None)
         if nearest is not None:
             return nearest.at(call.sizes)
         nearest = min(self.kernels, key=lambda kernel: abs(math.log(kernel.call.flops / call.flops)))
-        return nearest.ms[nearest.call.sizes] * call.flops / nearest.call.flops
+        return tuple(ms * call.flops / nearest.call.flops for ms in nearest.ms[nearest.call.sizes])
 
     def save(self, path: Path) -> None:
         """As JSON.
@@ -227,7 +251,7 @@ class Table:
             "target": dict(self.target),
             "threads": self.threads,
             "versions": dict(self.versions),
-            "far": self.far,
+            "between": self.between,
             "dense_ms": self.dense_ms,
         }
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
@@ -247,7 +271,7 @@ class Table:
                 raise ValueError(f"it is no {FORMAT} of version {VERSION}")
             kernels = tuple(_kernel(each) for each in data["kernels"])
             dense = None if data["dense_ms"] is None else _positive(data["dense_ms"])
-            how = data["target"], int(data["threads"]), data["versions"], bool(data["far"])
+            how = data["target"], int(data["threads"]), data["versions"], tuple(map(int, data["between"]))
             return Table(*how, kernels, dense)
         except OSError as error:
             raise BackendError(f"cannot read the latency table '{path}': {error.strerror}") from None
@@ -288,7 +312,7 @@ def _kernel(data: Mapping[str, Any]) -> Kernel:
     )
     grid = tuple(tuple(map(int, counts)) for counts in data["grid"])
     extra = tuple(tuple(map(int, each)) for each in data["extra"])
-    ms = {tuple(map(int, point["sizes"])): _positive(point["ms"]) for point in data["points"]}
+    ms = {tuple(map(int, point["sizes"])): tuple(map(_positive, point["ms"])) for point in data["points"]}
     rising = all(a < b for counts in grid for a, b in pairwise(counts))
     if len(grid) != len(axes) or not all(grid) or not rising:
         raise ValueError(f"the grid of '{call.name}' is none")

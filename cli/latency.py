@@ -82,7 +82,7 @@ def latency(
 
 def _print(table: Table) -> None:
     """The whole kernels, those that take longest first."""
-    known = [(k.call, k.ms[k.call.sizes]) for k in table.kernels if k.call.sizes in k.ms]
+    known = [(k.call, k.ms[k.call.sizes][-1]) for k in table.kernels if k.call.sizes in k.ms]
     known.sort(key=lambda each: -each[0].calls * each[1])
     rows = grid("kernel", "runs", "ms each", "GFLOP/s")
     for call, ms in known[:ROWS]:
@@ -91,8 +91,7 @@ def _print(table: Table) -> None:
     if len(known) > ROWS:
         say(f"… and {len(known) - ROWS} kernels that take less")
     if table.dense_ms is not None:
-        kernels = sum(call.calls * ms for call, ms in known)
-        say(f"the model takes {table.dense_ms:.3f} ms, these kernels by themselves {kernels:.3f} ms")
+        say(f"the model takes {table.dense_ms:.3f} ms, these kernels by themselves {table.kernels_ms:.3f} ms")
 
 
 def _drawn(table: Table, name: str) -> str:

@@ -140,7 +140,7 @@ def test_a_kernel_that_crashes_a_device_costs_one_trial(tmp_path: Path) -> None:
     workload: Any = Fatal()
     with farm(tmp_path, 2) as devices:
         device = Lent(known(devices, 2))
-        with Trials(host_target(1), False, device) as trials:
+        with Trials(host_target(1), 0, device) as trials:
             assert trials.seconds(workload, [(1,)]) == [[]]
             ((seconds,),) = trials.seconds(workload, [(0,)])
             assert seconds > 0

@@ -140,7 +140,7 @@ def test_a_crash_costs_one_trial() -> None:
     from onnx_prune.backends.tvm.machine import host_target
     from onnx_prune.backends.tvm.trial import Trials
 
-    with Trials(host_target(1), False) as trials:
+    with Trials(host_target(1), 0) as trials:
         workload: Any = Fatal()
         assert trials.seconds(workload, [(1,)]) == [[]]
         ((seconds,),) = trials.seconds(workload, [(0,)])

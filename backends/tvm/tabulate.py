@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import metadata
 from statistics import median
 from typing import Any
 
 from ...analysis.errors import BackendError
-from ..table import Kernel, Sizes, Table
+from ..table import Kernel, Sizes, Table, Times
 from .build import workloads_of
+from .constants import constant_bytes
 from .families import call_of, resized
-from .trial import Trials
+from .trial import BETWEEN, Trials
 from .workloads import VERSION, Choice, Choices, Workload
 
 _ROUNDS = 3
@@ -46,7 +48,8 @@ class Tabulation:
         end = None if seconds is None else time.monotonic() + seconds
         wanted = [(n, sizes) for n, kernel in enumerate(self.table.kernels) for sizes in kernel.wanted]
         wanted.sort(key=lambda each: each[1] != self.table.kernels[each[0]].call.sizes)
-        with Trials(self.table.target, self.table.far) as trials:
+        with ExitStack() as stack:
+            trials = [stack.enter_context(Trials(self.table.target, each)) for each in self.table.between]
             for n, sizes in wanted:
                 if end is not None and time.monotonic() >= end:
                     return
@@ -56,14 +59,16 @@ class Tabulation:
                 report(self.table)
                 self._learn(kernel.call.family, sizes, self._milliseconds(kernel, sizes, trials))
 
-    def _milliseconds(self, kernel: Kernel, sizes: Sizes, trials: Trials) -> float:
+    def _milliseconds(self, kernel: Kernel, sizes: Sizes, trials: Sequence[Trials]) -> Times:
         workload = resized(self._workloads[kernel.call.family], sizes)
-        (times,) = trials.seconds(workload, [self._choices.of(workload)], _ROUNDS)
-        if not times:
-            raise BackendError(f"the kernel '{kernel.call.name}' with {sizes} channels cannot be timed")
-        return median(times) * 1e3
+        ways = [self._choices.of(workload), *workload.choices(self._choices.far)]
+        for choice in dict.fromkeys(ways):  # the next where one cannot be scheduled
+            times = [each.seconds(workload, [choice], _ROUNDS)[0] for each in trials]
+            if all(times):
+                return tuple(median(seconds) * 1e3 for seconds in times)
+        raise BackendError(f"the kernel '{kernel.call.name}' with {sizes} channels cannot be timed")
 
-    def _learn(self, family: str, sizes: Sizes, ms: float) -> None:
+    def _learn(self, family: str, sizes: Sizes, ms: Times) -> None:
         self.table = replace(
             self.table,
             kernels=tuple(
@@ -86,12 +91,13 @@ def planned(module: Any, target: Mapping[str, Any], known: Mapping[str, Choice],
     ordered = sorted(found.seen.items(), key=lambda each: -each[0].flops * each[1])
     calls = [call_of(workload, times) for workload, times in ordered]
     workloads = {call.family: workload for call, (workload, _) in zip(calls, ordered, strict=True)}
+    weights = min(constant_bytes(module["main"]), BETWEEN[True])
     versions = {name: metadata.version(name) for name in ("onnx-prune", "apache-tvm")}
     table = Table(
         dict(target),
         int(target["num-cores"]),
         {**versions, "kernels": VERSION},
-        found.far,
+        (BETWEEN[False], weights) if weights > 2 * BETWEEN[False] else (weights,),
         tuple(Kernel.of(call, points) for call in calls),
     )
     return Tabulation(table, workloads, Choices(known, far=found.far))

@@ -15,21 +15,21 @@ from .workloads import Choice, Workload
 
 _SECONDS = 60.0  # that a trial may take
 _REPEATS = 15
-# Between two calls so much is copied as another part of the model would read: weights that the last cache
-# cannot hold are gone from it, others are in it and no nearer.
-_BETWEEN = {False: 1 << 21, True: 1 << 25}
+# Bytes that are copied between two calls, as another part of the model would read: weights that the last
+# cache cannot hold are gone from it, others are in it and no nearer.
+BETWEEN = {False: 1 << 21, True: 1 << 25}
 
 
 class Trials:
     """A process that times kernels on a device; started where it is needed, and anew after a crash.
 
     Args:
-        far: whether weights come from memory, not from the last cache.
+        between: bytes that are copied between two calls, which drives others from the caches.
         device: where kernels run; they are compiled here.
     """
 
-    def __init__(self, target: Mapping[str, Any], far: bool, device: Device | None = None) -> None:
-        self._target, self._far, self._device = dict(target), far, device or Here()
+    def __init__(self, target: Mapping[str, Any], between: int, device: Device | None = None) -> None:
+        self._target, self._between, self._device = dict(target), between, device or Here()
         self._process: Any = None
         self._closed = False
         self._lock = Lock()
@@ -49,7 +49,7 @@ class Trials:
             NoDevice: the tracker has none any more.
         """
         limit = _SECONDS * len(choices)
-        arguments = (workload, tuple(choices), self._target, self._far, rounds, self._device, limit)
+        arguments = (workload, tuple(choices), self._target, self._between, rounds, self._device, limit)
         try:
             with self._lock:
                 if self._closed:
@@ -80,7 +80,7 @@ def measured(
     workload: Workload,
     choices: Sequence[Choice],
     target: Mapping[str, Any],
-    far: bool,
+    between: int,
     rounds: int,
     device: Device,
     limit: float,
@@ -92,7 +92,7 @@ def measured(
         return found
     try:
         with device.session(int(target["num-cores"]), limit) as session:
-            timers = [None if kernel is None else _timer(*kernel, session, far) for kernel in kernels]
+            timers = [None if kernel is None else _timer(*kernel, session, between) for kernel in kernels]
             for _ in range(rounds):
                 for times, timer in zip(found, timers, strict=True):
                     if timer is not None:
@@ -117,13 +117,13 @@ def _built(
 
 
 def _timer(
-    kernel: Any, shapes: Sequence[tuple[int, ...]], session: Session, far: bool
+    kernel: Any, shapes: Sequence[tuple[int, ...]], session: Session, between: int
 ) -> Callable[[], float]:
     """What gives the seconds of a call."""
     import numpy as np
 
     arguments = [session.tensor(shape) for shape in shapes]
     timer = session.load(kernel).time_evaluator(
-        "main", session.device, number=1, repeat=_REPEATS, cache_flush_bytes=_BETWEEN[far]
+        "main", session.device, number=1, repeat=_REPEATS, cache_flush_bytes=between
     )
     return lambda: float(np.median(timer(*arguments).results))

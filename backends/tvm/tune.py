@@ -18,7 +18,7 @@ from ..tracker import NoDevice
 from .build import workloads_of
 from .database import Database
 from .devices import Device, Here
-from .trial import Trials
+from .trial import BETWEEN, Trials
 from .workloads import Choice, Workload, key
 
 _FINALISTS, _ROUNDS = 3, 9
@@ -66,7 +66,7 @@ def tune(
     waiting = [(w, calls) for w, calls in several if key(w, far) not in known]
     waiting.sort(key=lambda each: each[0].flops * each[1])  # the most work is taken first, from the end
     progress = Progress(0, len(waiting), 0.0, 0.0)
-    idle = [Trials(target, far, device) for device in devices]
+    idle = [Trials(target, BETWEEN[far], device) for device in devices]
     everywhere, running = tuple(idle), dict[Future[_Tuned | None], _Job]()
     with ThreadPoolExecutor(len(idle)) as pool:
         try:
