@@ -13,9 +13,11 @@ from ..analysis.batch import batch_of, entangled
 from ..analysis.dynamic import symbols
 from ..analysis.errors import BackendError, UsageError
 from ..analysis.model import Model
+from ..passes.execute import random_inputs
 from .artifact import Batch, CpuArtifact, require_tvm
-from .base import Progress, TensorSpec, signature
+from .base import Kernel, Progress, TensorSpec, signature
 from .quiet import native_log_hidden
+from .threads import use_threads
 from .tracker import Tracker
 
 
@@ -94,6 +96,27 @@ class CpuBackend:
         others = {name: self.dims.get(name, 1) for name in symbols(model.graph) if name != symbol}
         sizes = tuple(dict.fromkeys(self.batches))
         return Batch(symbol, sizes, entangled(Model(model), symbol, others))
+
+    def profile(self, model: onnx.ModelProto) -> tuple[Kernel, ...]:
+        """What each kernel takes in a run on random inputs, the most first. Symbolic sizes are 1.
+
+        Raises:
+            BackendError: TVM is not installed, or cannot take the model.
+        """
+        require_tvm()
+        from .tvm import frontend, machine, profile
+        from .tvm.database import Database
+        from .tvm.workloads import Choices
+
+        use_threads(self.threads)
+        fixed = frontend.static(model, self.dims)
+        feed = random_inputs(fixed, dynamic=1)
+        with native_log_hidden():
+            module, target = frontend.import_model(fixed), machine.host_target(self.threads)
+            known = {} if self.database is None else Database(self.database).best(target)
+            return profile.profile(
+                module, target, Choices(known), [feed[s.name] for s in signature(fixed)[0]]
+            )
 
     def tune(
         self,

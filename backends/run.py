@@ -9,7 +9,7 @@ from ..analysis.errors import UsageError
 from ..analysis.model import Model
 from ..passes.clocks import CLOCKS
 from .artifact import CpuArtifact
-from .base import Backend, Progress
+from .base import Backend, Kernel, Progress
 from .clock import stopwatch
 from .cpu import CpuBackend
 from .measure import Timing, compare
@@ -110,6 +110,25 @@ def bench(
     folder = None if database is None else Path(database)
     backends: list[Backend] = [OnnxRuntimeBackend(threads), CpuBackend(threads, database=folder)]
     return compare([(name, model.proto) for name, model in models], backends, against)
+
+
+def profile(
+    model: Model, target: str = "cpu", threads: int = 1, database: str | Path | None = None
+) -> tuple[Kernel, ...]:
+    """What each kernel of a compiled model takes in a run on random inputs, the most first.
+
+    Axes whose size is known only at run time have one position. Kernels are taken from ``database`` where it
+    knows them.
+
+    Example:
+        ``worst = min((k for k in profile(model) if k.share), key=lambda k: k.share)``
+
+    Raises:
+        UsageError: there is no such target, or ``threads`` is not positive.
+        BackendError: TVM is not installed, or cannot take the model.
+    """
+    _check_target(target)
+    return CpuBackend(threads, database=None if database is None else Path(database)).profile(model.proto)
 
 
 def _check_target(target: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,11 @@ from typing import Annotated
 import onnx_prune as api
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from ..analysis.errors import UsageError
 from ..backends.artifact import Batch
-from ..backends.base import Progress
+from ..backends.base import Kernel, Progress
 from ..backends.library import description_path, weights_path
 from . import amounts, options
 from .app import app, examples
@@ -178,6 +180,9 @@ def bench(
     ] = "onnxruntime",
     threads: options.Threads = 1,
     database: Folder = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Show what takes the time inside of each model as well.")
+    ] = False,
     json_: options.Json = None,
 ) -> None:
     """Time models in TVM and in another runtime, interleaved; sizes known only at run time are 1."""
@@ -186,8 +191,30 @@ def bench(
     with step(seconds, "bench"):
         loaded = [(str(path), api.load(path)) for path in models]
         timings = api.bench(loaded, target, against, threads, database)
+    profiles = {}
+    if kernels:
+        with step(seconds, "profile"):
+            profiles = {name: api.profile(model, target, threads, database) for name, model in loaded}
     table = grid("model", "runtime", "median ms", f"÷ {against}")
     for timing in timings:
         table.add_row(escape(timing.model), timing.runtime, f"{timing.median_ms:.3f}", f"{timing.ratio:.2f}")
     console.print(table)
-    emit(json_, {"runs": [asdict(timing) for timing in timings], "seconds": seconds})
+    for name, found in profiles.items():
+        console.print(_kernels(name, found))
+    shown = {name: [asdict(kernel) for kernel in found] for name, found in profiles.items()}
+    emit(
+        json_,
+        {"runs": [asdict(timing) for timing in timings], "seconds": seconds}
+        | ({"kernels": shown} if kernels else {}),
+    )
+
+
+def _kernels(name: str, kernels: Sequence[Kernel]) -> Table:
+    """Kernels with what they take, and how near they are to what the processor can."""
+    table = grid(f"kernels of {escape(name)}", "calls", "ms", "of the time", "of the peak")
+    total = sum(kernel.ms for kernel in kernels)
+    for kernel in kernels:
+        share = "" if kernel.share is None else f"{kernel.share:.0%}"
+        row = (str(kernel.calls), f"{kernel.ms:.3f}", f"{kernel.ms / total:.1%}", share)
+        table.add_row(escape(kernel.what), *row)
+    return table
