@@ -27,7 +27,7 @@ _SKIP_NOTHING = 0
 def profile(
     module: Any, target: Mapping[str, Any], choices: Choices, feed: Sequence[NDArray[Any]]
 ) -> tuple[Kernel, ...]:
-    """Kernels of a module as imported, those that take the most time in a run first.
+    """Kernels of a module as imported, those that take the most time in a run first; last, what is between.
 
     Args:
         feed: inputs of ``main``, in order.
@@ -43,8 +43,11 @@ def profile(
     machine = relax.VirtualMachine(executable, tvm.cpu())
     clock = _Clock()
     main, arguments = machine["main"], [tvm.runtime.tensor(array) for array in feed]
-    for _ in range(_WARM):
+    whole = []
+    for _ in range(_WARM + _RUNS):
+        start = time.perf_counter()
         main(*arguments)
+        whole.append(time.perf_counter() - start)
     machine.set_instrument(clock)
     runs = []
     for _ in range(_RUNS):
@@ -52,7 +55,7 @@ def profile(
         main(*arguments)
         runs.append(clock.times)
     peak = peak_flops(target)
-    return tuple(_kernels(runs, names, peak))
+    return tuple(_kernels(median(whole[_WARM:]), runs, names, peak))
 
 
 def peak_flops(target: Mapping[str, Any]) -> float:
@@ -73,35 +76,36 @@ class _Clock:
 
     def __call__(self, function: Any, name: str, before: bool, result: Any, *arguments: Any) -> int:
         now = time.perf_counter()
-        if not before:
+        if not before and not name.startswith("vm.builtin"):
             self.times.append((name, now - self._start))
         self._start = time.perf_counter()
         return _SKIP_NOTHING
 
 
 def _kernels(
-    runs: Sequence[Sequence[tuple[str, float]]], names: Mapping[str, tuple[str, float]], peak: float
+    whole: float,
+    runs: Sequence[Sequence[tuple[str, float]]],
+    names: Mapping[str, tuple[str, float]],
+    peak: float,
 ) -> Iterator[Kernel]:
     spent: defaultdict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     flops: defaultdict[str, float] = defaultdict(float)
-    medians = [(call[0][0], median(seconds for _, seconds in call)) for call in zip(*runs, strict=True)]
-    # What the clock itself takes is what the shortest call, which does nothing, is seen to take.
-    least = min((seconds for _, seconds in medians), default=0.0)
-    for name, seconds in medians:
-        what, work = names.get(name, (_plain(name), 0.0))
-        spent[what] += seconds - least
+    for call in zip(*runs, strict=True):
+        what, work = names.get(call[0][0], (_plain(call[0][0]), 0.0))
+        spent[what] += median(seconds for _, seconds in call)
         calls[what] += 1
         flops[what] += work
+    # The clock slows down what TVM's machine does itself, not the kernels.
+    rest = max(0.0, whole - sum(spent.values()))
     for what, seconds in sorted(spent.items(), key=lambda each: -each[1]):
         share = flops[what] / seconds / peak if flops[what] else None
         yield Kernel(what, calls[what], seconds * 1e3, share)
+    yield Kernel("between kernels", 1, rest * 1e3, None)
 
 
 def _plain(name: str) -> str:
     """A function of TVM's without its number: what was fused."""
-    if name.startswith("vm.builtin"):
-        return "TVM's machine"
     return re.sub(r"\d+(?=_|$)", "", name.removeprefix("fused_"))
 
 
