@@ -63,12 +63,10 @@ class CpuBackend:
         from .tvm.workloads import Choices
 
         batch = self._batch(model)
-        names = {1: "main"} if batch is None else {size: batch.function(size) for size in batch.sizes}
         modules: dict[str, Any] = {}
         shapes = []
         with native_log_hidden():
-            for size, name in names.items():
-                dims = self.dims if batch is None else {**self.dims, batch.symbol: size}
+            for name, dims in self._functions(batch).items():
                 fixed = frontend.static(model, dims)
                 modules[name] = frontend.import_model(fixed)
                 shapes.append(build.output_shapes(modules[name]))
@@ -96,6 +94,12 @@ class CpuBackend:
         others = {name: self.dims.get(name, 1) for name in symbols(model.graph) if name != symbol}
         sizes = tuple(dict.fromkeys(self.batches))
         return Batch(symbol, sizes, entangled(Model(model), symbol, others))
+
+    def _functions(self, batch: Batch | None) -> dict[str, Mapping[str, int]]:
+        """What symbols stand for in each function that is compiled, by its name."""
+        if batch is None:
+            return {"main": self.dims}
+        return {batch.function(size): {**self.dims, batch.symbol: size} for size in batch.sizes}
 
     def profile(self, model: onnx.ModelProto) -> tuple[Kernel, ...]:
         """What each kernel takes in a run on random inputs, the most first. Symbolic sizes are 1.
@@ -150,9 +154,12 @@ class CpuBackend:
 
         devices: list[Device] = [Here()] if tracker is None else [Lent(tracker)] * tracker.devices()
         with native_log_hidden():
-            module = frontend.import_model(frontend.fold(frontend.static(model, self.dims)))
+            modules = [
+                frontend.import_model(frontend.fold(frontend.static(model, dims)))
+                for dims in self._functions(self._batch(model)).values()
+            ]
             target = machine.host_target(self.threads)
-            return tune.tune(module, target, Database(self.database), seconds, progress, devices)
+            return tune.tune(modules, target, Database(self.database), seconds, progress, devices)
 
 
 def _common(shapes: Sequence[tuple[int | None, ...]], batch: Batch | None) -> tuple[int | str | None, ...]:

@@ -58,6 +58,7 @@ def tune(
     progress: Callable[[Progress], None] = lambda progress: None,
     tracker: str | None = None,
     key: str | None = None,
+    batches: Sequence[int] = (1,),
 ) -> Progress:
     """Time the kernels of a model in several ways each, and keep the fastest in a database.
 
@@ -69,6 +70,7 @@ def tune(
         progress: called before each kernel.
         tracker: HOST:PORT of a tracker of TVM's RPC: the devices that it has with ``key`` time the kernels,
             as many at once as there are. They must be what ``target`` says.
+        batches: sizes of the batch, as for `compile`.
 
     Example:
         ``tune(model, "tuned", seconds=60)``, then ``compile(model, database="tuned")``
@@ -82,7 +84,8 @@ def tune(
     if (tracker is None) != (key is None):
         raise UsageError("a tracker and the key of its devices go together: give both or none")
     lender = None if tracker is None or key is None else Tracker.of(tracker, key)
-    return CpuBackend(threads, database=Path(database)).tune(model.proto, seconds, progress, lender)
+    backend = CpuBackend(threads, database=Path(database), batches=tuple(batches))
+    return backend.tune(model.proto, seconds, progress, lender)
 
 
 def bench(

@@ -33,6 +33,10 @@ Key = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="The tracker's devices that are of --target.")
 ]
 
+BatchSizes = Annotated[
+    str, typer.Option("--batch", metavar="SIZES", help="Sizes of a dynamic batch to compile for: 1,8.")
+]
+
 
 @app.command(
     "compile",
@@ -54,9 +58,7 @@ def compile_(
     database: Folder = None,
     tracker: TrackerAt = None,
     key: Key = None,
-    batch: Annotated[
-        str, typer.Option("--batch", metavar="SIZES", help="Sizes of a dynamic batch to compile for: 1,8.")
-    ] = "1",
+    batch: BatchSizes = "1",
     weights: Annotated[
         str,
         typer.Option("--weights", metavar="WHERE", help="inside the library, or beside it in a file."),
@@ -79,7 +81,7 @@ def compile_(
     with tempfile.TemporaryDirectory() as own:
         folder = Path(own) if database is None and limit else database
         if limit and folder is not None:
-            _tune(loaded, folder, limit, target, threads, (tracker, key), seconds)
+            _tune(loaded, folder, limit, target, threads, (tracker, key), batches, seconds)
         with step(seconds, "compile"):
             artifact = api.compile(loaded, target, threads, folder, batches)
     with step(seconds, "save"):
@@ -126,6 +128,7 @@ def tune(
     threads: options.Threads = 1,
     tracker: TrackerAt = None,
     key: Key = None,
+    batch: BatchSizes = "1",
     json_: options.Json = None,
 ) -> None:
     """Look for the fastest kernels of a model; go on where the database ends."""
@@ -134,7 +137,8 @@ def tune(
     seconds: dict[str, float] = {}
     with step(seconds, "load"):
         loaded = api.load(model)
-    found = _tune(loaded, database, limit, target, threads, (tracker, key), seconds)
+    batches = amounts.counts(batch, "--batch")
+    found = _tune(loaded, database, limit, target, threads, (tracker, key), batches, seconds)
     emit(json_, {"database": str(database), **asdict(found), "seconds": seconds})
 
 
@@ -145,6 +149,7 @@ def _tune(
     target: str,
     threads: int,
     farm: tuple[str | None, str | None],
+    batches: Sequence[int],
     seconds: dict[str, float],
 ) -> Progress:
     with step(seconds, "tune") as status:
@@ -153,7 +158,7 @@ def _tune(
             gain = f": {progress.before:.3f} ms became {progress.after:.3f} ms" if progress.done else ""
             status.update(f"tune kernel {progress.done + 1} of {progress.total}{gain}")
 
-        found = api.tune(model, database, limit, target, threads, show, *farm)
+        found = api.tune(model, database, limit, target, threads, show, *farm, batches)
     if found.total:
         say(
             f"tuned {found.done} of {found.total} kernels: {found.before:.3f} ms of them became"
