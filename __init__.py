@@ -33,7 +33,7 @@ from .analysis.model import Model, load
 from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
-from .backends.run import bench, compile, latency_table, tune
+from .backends.run import bench, compile, latency_table, profile, tune
 from .passes.data.calibrate import Calibration, open_calibration
 from .passes.data.calibrate import Spec as CalibrationSource
 from .passes.options import Options, load_sensitivity
@@ -102,6 +102,7 @@ __all__ = [
     "open_calibration",
     "plan",
     "predict",
+    "profile",
     "prune",
     "save",
     "sensitivity",

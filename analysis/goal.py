@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -155,6 +156,9 @@ class Goal:
             *names, last = ["ratio", *RESOURCES]
             told = f", not {given}" if given else ""
             raise UsageError(f"give exactly one of {', '.join(names)} and {last}, or several budgets{told}")
+        for name, amount in {"ratio": self.ratio or 0, **self.budgets}.items():
+            if not isinstance(amount, Real):
+                raise UsageError(f"{name} {amount!r} is not a number: write 0.5 for 50 %")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise UsageError(
                 f"ratio {self.ratio} is out of range: it is the fraction removed, from 0 up to but not 1"

@@ -51,6 +51,23 @@ class Progress:
         return replace(self, done=self.done + 1, before=self.before + before, after=self.after + after)
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel takes in a run of a compiled model.
+
+    Attributes:
+        what: it computes.
+        calls: in a run.
+        ms: milliseconds of all of them.
+        share: its multiply-adds over what the processor could do in that time; None where it has none.
+    """
+
+    what: str
+    calls: int
+    ms: float
+    share: float | None
+
+
 class Artifact(Protocol):
     """A compiled or loaded model."""
 

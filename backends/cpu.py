@@ -16,10 +16,11 @@ from ..analysis.errors import BackendError, UsageError
 from ..analysis.model import Model
 from ..passes.execute import random_inputs
 from .artifact import Batch, CpuArtifact, require_tvm
-from .base import Progress, TensorSpec, signature
+from .base import Kernel, Progress, TensorSpec, signature
 from .measure import interleaved
 from .quiet import native_log_hidden
 from .table import Call, Table
+from .threads import use_threads
 from .tracker import Tracker
 
 
@@ -65,12 +66,10 @@ class CpuBackend:
         from .tvm.workloads import Choices
 
         batch = self._batch(model)
-        names = {1: "main"} if batch is None else {size: batch.function(size) for size in batch.sizes}
         modules: dict[str, Any] = {}
         shapes = []
         with native_log_hidden():
-            for size, name in names.items():
-                dims = self.dims if batch is None else {**self.dims, batch.symbol: size}
+            for name, dims in self._functions(batch).items():
                 fixed = frontend.static(model, dims)
                 modules[name] = frontend.import_model(fixed)
                 shapes.append(build.output_shapes(modules[name]))
@@ -98,6 +97,33 @@ class CpuBackend:
         others = {name: self.dims.get(name, 1) for name in symbols(model.graph) if name != symbol}
         sizes = tuple(dict.fromkeys(self.batches))
         return Batch(symbol, sizes, entangled(Model(model), symbol, others))
+
+    def _functions(self, batch: Batch | None) -> dict[str, Mapping[str, int]]:
+        """What symbols stand for in each function that is compiled, by its name."""
+        if batch is None:
+            return {"main": self.dims}
+        return {batch.function(size): {**self.dims, batch.symbol: size} for size in batch.sizes}
+
+    def profile(self, model: onnx.ModelProto) -> tuple[Kernel, ...]:
+        """What each kernel takes in a run on random inputs, the most first. Symbolic sizes are 1.
+
+        Raises:
+            BackendError: TVM is not installed, or cannot take the model.
+        """
+        require_tvm()
+        from .tvm import frontend, machine, profile
+        from .tvm.database import Database
+        from .tvm.workloads import Choices
+
+        use_threads(self.threads)
+        fixed = frontend.static(model, self.dims)
+        feed = random_inputs(fixed, dynamic=1)
+        with native_log_hidden():
+            module, target = frontend.import_model(fixed), machine.host_target(self.threads)
+            known = {} if self.database is None else Database(self.database).best(target)
+            return profile.profile(
+                module, target, Choices(known), [feed[s.name] for s in signature(fixed)[0]]
+            )
 
     def tune(
         self,
@@ -131,10 +157,9 @@ class CpuBackend:
 
         devices: list[Device] = [Here()] if tracker is None else [Lent(tracker)] * tracker.devices()
         with native_log_hidden():
+            modules = [_imported(model, dims) for dims in self._functions(self._batch(model)).values()]
             target = machine.host_target(self.threads)
-            return tune.tune(
-                self._imported(model), target, Database(self.database), seconds, progress, devices
-            )
+            return tune.tune(modules, target, Database(self.database), seconds, progress, devices)
 
     def kernels(self, model: onnx.ModelProto) -> tuple[list[Call], int]:
         """The kernels of ``model`` that a latency table tells the times of, and bytes of its weights.
@@ -147,7 +172,7 @@ class CpuBackend:
         from .tvm.constants import constant_bytes
 
         with native_log_hidden():
-            module = self._imported(model)
+            module = _imported(model, self.dims)
             return families.calls_of(build.workloads_of(module).seen), constant_bytes(module["main"])
 
     def tabulate(
@@ -180,7 +205,7 @@ class CpuBackend:
         with native_log_hidden():
             target = machine.host_target(self.threads)
             known = {} if self.database is None else Database(self.database).best(target)
-            planned = tabulate.planned(self._imported(model), target, known, points)
+            planned = tabulate.planned(_imported(model, self.dims), target, known, points)
             if path.exists():
                 planned.go_on(Table.read(path))
             try:
@@ -196,10 +221,12 @@ class CpuBackend:
         feed, artifact = random_inputs(model, dynamic=1), self.compile(model)
         return median(interleaved({"dense": lambda: artifact.run(feed)})["dense"])
 
-    def _imported(self, model: onnx.ModelProto) -> Any:
-        from .tvm import frontend
 
-        return frontend.import_model(frontend.fold(frontend.static(model, self.dims)))
+def _imported(model: onnx.ModelProto, dims: Mapping[str, int]) -> Any:
+    """A module for one set of sizes."""
+    from .tvm import frontend
+
+    return frontend.import_model(frontend.fold(frontend.static(model, dims)))
 
 
 def _common(shapes: Sequence[tuple[int | None, ...]], batch: Batch | None) -> tuple[int | str | None, ...]:

@@ -9,7 +9,7 @@ from ..analysis.errors import UsageError
 from ..analysis.model import Model
 from ..passes.clocks import CLOCKS, PREDICTORS
 from .artifact import CpuArtifact
-from .base import Backend, Progress
+from .base import Backend, Kernel, Progress
 from .clock import foretold, stopwatch
 from .cpu import CpuBackend
 from .measure import Timing, compare
@@ -62,6 +62,7 @@ def tune(
     progress: Callable[[Progress], None] = lambda progress: None,
     tracker: str | None = None,
     key: str | None = None,
+    batches: Sequence[int] = (1,),
 ) -> Progress:
     """Time the kernels of a model in several ways each, and keep the fastest in a database.
 
@@ -73,6 +74,7 @@ def tune(
         progress: called before each kernel.
         tracker: HOST:PORT of a tracker of TVM's RPC: the devices that it has with ``key`` time the kernels,
             as many at once as there are. They must be what ``target`` says.
+        batches: sizes of the batch, as for `compile`.
 
     Example:
         ``tune(model, "tuned", seconds=60)``, then ``compile(model, database="tuned")``
@@ -86,7 +88,8 @@ def tune(
     if (tracker is None) != (key is None):
         raise UsageError("a tracker and the key of its devices go together: give both or none")
     lender = None if tracker is None or key is None else Tracker.of(tracker, key)
-    return CpuBackend(threads, database=Path(database)).tune(model.proto, seconds, progress, lender)
+    backend = CpuBackend(threads, database=Path(database), batches=tuple(batches))
+    return backend.tune(model.proto, seconds, progress, lender)
 
 
 def latency_table(
@@ -147,6 +150,25 @@ def bench(
     folder = None if database is None else Path(database)
     backends: list[Backend] = [OnnxRuntimeBackend(threads), CpuBackend(threads, database=folder)]
     return compare([(name, model.proto) for name, model in models], backends, against)
+
+
+def profile(
+    model: Model, target: str = "cpu", threads: int = 1, database: str | Path | None = None
+) -> tuple[Kernel, ...]:
+    """What each kernel of a compiled model takes in a run on random inputs, the most first.
+
+    Axes whose size is known only at run time have one position. Kernels are taken from ``database`` where it
+    knows them.
+
+    Example:
+        ``worst = min((k for k in profile(model) if k.share), key=lambda k: k.share)``
+
+    Raises:
+        UsageError: there is no such target, or ``threads`` is not positive.
+        BackendError: TVM is not installed, or cannot take the model.
+    """
+    _check_target(target)
+    return CpuBackend(threads, database=None if database is None else Path(database)).profile(model.proto)
 
 
 def _check_target(target: str) -> None:

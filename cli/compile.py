@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,11 @@ from typing import Annotated
 import onnx_prune as api
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from ..analysis.errors import UsageError
 from ..backends.artifact import Batch
-from ..backends.base import Progress
+from ..backends.base import Kernel, Progress
 from ..backends.library import description_path, weights_path
 from . import amounts, options
 from .app import app, examples
@@ -29,6 +31,10 @@ TrackerAt = Annotated[
 ]
 Key = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="The tracker's devices that are of --target.")
+]
+
+BatchSizes = Annotated[
+    str, typer.Option("--batch", metavar="SIZES", help="Sizes of a dynamic batch to compile for: 1,8.")
 ]
 
 
@@ -52,9 +58,7 @@ def compile_(
     database: Folder = None,
     tracker: TrackerAt = None,
     key: Key = None,
-    batch: Annotated[
-        str, typer.Option("--batch", metavar="SIZES", help="Sizes of a dynamic batch to compile for: 1,8.")
-    ] = "1",
+    batch: BatchSizes = "1",
     weights: Annotated[
         str,
         typer.Option("--weights", metavar="WHERE", help="inside the library, or beside it in a file."),
@@ -77,7 +81,7 @@ def compile_(
     with tempfile.TemporaryDirectory() as own:
         folder = Path(own) if database is None and limit else database
         if limit and folder is not None:
-            _tune(loaded, folder, limit, target, threads, (tracker, key), seconds)
+            _tune(loaded, folder, limit, target, threads, (tracker, key), batches, seconds)
         with step(seconds, "compile"):
             artifact = api.compile(loaded, target, threads, folder, batches)
     with step(seconds, "save"):
@@ -124,6 +128,7 @@ def tune(
     threads: options.Threads = 1,
     tracker: TrackerAt = None,
     key: Key = None,
+    batch: BatchSizes = "1",
     json_: options.Json = None,
 ) -> None:
     """Look for the fastest kernels of a model; go on where the database ends."""
@@ -132,7 +137,8 @@ def tune(
     seconds: dict[str, float] = {}
     with step(seconds, "load"):
         loaded = api.load(model)
-    found = _tune(loaded, database, limit, target, threads, (tracker, key), seconds)
+    batches = amounts.counts(batch, "--batch")
+    found = _tune(loaded, database, limit, target, threads, (tracker, key), batches, seconds)
     emit(json_, {"database": str(database), **asdict(found), "seconds": seconds})
 
 
@@ -143,6 +149,7 @@ def _tune(
     target: str,
     threads: int,
     farm: tuple[str | None, str | None],
+    batches: Sequence[int],
     seconds: dict[str, float],
 ) -> Progress:
     with step(seconds, "tune") as status:
@@ -151,7 +158,7 @@ def _tune(
             gain = f": {progress.before:.3f} ms became {progress.after:.3f} ms" if progress.done else ""
             status.update(f"tune kernel {progress.done + 1} of {progress.total}{gain}")
 
-        found = api.tune(model, database, limit, target, threads, show, *farm)
+        found = api.tune(model, database, limit, target, threads, show, *farm, batches)
     if found.total:
         say(
             f"tuned {found.done} of {found.total} kernels: {found.before:.3f} ms of them became"
@@ -178,6 +185,9 @@ def bench(
     ] = "onnxruntime",
     threads: options.Threads = 1,
     database: Folder = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Show what takes the time inside of each model as well.")
+    ] = False,
     json_: options.Json = None,
 ) -> None:
     """Time models in TVM and in another runtime, interleaved; sizes known only at run time are 1."""
@@ -186,8 +196,30 @@ def bench(
     with step(seconds, "bench"):
         loaded = [(str(path), api.load(path)) for path in models]
         timings = api.bench(loaded, target, against, threads, database)
+    profiles = {}
+    if kernels:
+        with step(seconds, "profile"):
+            profiles = {name: api.profile(model, target, threads, database) for name, model in loaded}
     table = grid("model", "runtime", "median ms", f"÷ {against}")
     for timing in timings:
         table.add_row(escape(timing.model), timing.runtime, f"{timing.median_ms:.3f}", f"{timing.ratio:.2f}")
     console.print(table)
-    emit(json_, {"runs": [asdict(timing) for timing in timings], "seconds": seconds})
+    for name, found in profiles.items():
+        console.print(_kernels(name, found))
+    shown = {name: [asdict(kernel) for kernel in found] for name, found in profiles.items()}
+    emit(
+        json_,
+        {"runs": [asdict(timing) for timing in timings], "seconds": seconds}
+        | ({"kernels": shown} if kernels else {}),
+    )
+
+
+def _kernels(name: str, kernels: Sequence[Kernel]) -> Table:
+    """Kernels with what they take, and how near they are to what the processor can."""
+    table = grid(f"kernels of {escape(name)}", "calls", "ms", "of the time", "of the peak")
+    total = sum(kernel.ms for kernel in kernels)
+    for kernel in kernels:
+        share = "" if kernel.share is None else f"{kernel.share:.0%}"
+        row = (str(kernel.calls), f"{kernel.ms:.3f}", f"{kernel.ms / total:.1%}", share)
+        table.add_row(escape(kernel.what), *row)
+    return table

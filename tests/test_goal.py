@@ -89,6 +89,7 @@ def test_bytes_count_what_a_type_takes() -> None:
     ("options", "told"),
     [
         ({"macs": 1.5}, "out of range"),
+        ({"macs": "50%"}, "'50%' is not a number"),
         ({"bytes": -3}, "out of range"),
         ({"memory": 0}, "out of range"),
         ({"ratio": 0.5, "bytes": 0.5}, "exactly one"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_prune import UsageError, compile, load, tune
+from onnx_prune import Model, UsageError, compile, load, tune
 from onnx_prune.backends.artifact import CpuArtifact
 from onnx_prune.backends.cpu import CpuBackend
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
@@ -168,6 +168,13 @@ def test_only_what_is_clearly_faster_replaces_the_default(times: dict[int, float
     found = _tuned(workload, workload.choices(False), trials, float("inf"))
     assert found is not None and found.choice == workload.choices(False)[best]
     assert found.after <= found.before
+
+
+def test_kernels_of_every_size_of_the_batch_are_tuned(tmp_path: Path) -> None:
+    net = Net("N", 8, 6, 6)
+    model = Model(net.model(net.conv(net.op("Relu", net.conv("x", 8, 16)), 16, 8)))
+    assert tune(model, tmp_path, seconds=0).total == 2
+    assert tune(model, tmp_path, seconds=0, batches=(1, 3, 8)).total == 6
 
 
 def test_tuning_without_a_database_is_refused() -> None:

@@ -1,6 +1,6 @@
 """Time dense and pruned models in ONNX Runtime, OpenVINO and TVM, interleaved, write docs/benchmarks.md.
 
-Usage: python tools/bench.py [--tune SECONDS] [--case THREADSxBATCH ...] [NAME ...]
+Usage: python tools/bench.py [--tune SECONDS] [--case THREADSxBATCH ...] [--kernels] [NAME ...]
 
 What is measured is kept in docs/benchmarks.json as it is measured; names or cases renew their rows only. With
 --tune, kernels of each model are tuned first for so many seconds, and TVM runs twice: untuned and tuned.
@@ -38,6 +38,7 @@ DIGITS = ["digits_resnet", "digits_mobilenet", "digits_vit"]
 CASES = ["1x1", "2x1", "1x8", "2x8"]  # threads, batch
 DOCS = Path(__file__).parent.parent / "docs"
 DATA, TABLE = DOCS / "benchmarks.json", DOCS / "benchmarks.md"
+MATTERS = 0.02  # of the time of all kernels
 DATABASE = Path(__file__).parent.parent / "demo" / "tuned"
 HEAD = """# Benchmarks
 
@@ -56,6 +57,18 @@ compare.
 COLUMNS = """
 | model | ONNX Runtime ms | OpenVINO ms | TVM ms | ratio | tuned | pruned: ratio | tuned | to dense | tuned |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+KERNELS = f"""
+## Share of the peak
+
+Multiply-adds of TVM's kernels, dense models of batch 1 untuned on one thread, over what the processor could
+do in that time (see [bench.md](bench.md)); and the three kernels that are furthest from it, of those with at
+least {MATTERS:.0%} of the time. What is far below half waits for its weights to come from memory, where few
+positions use each.
+
+| model | all kernels | worst |
+| --- | --- | --- |
 """
 
 Row = dict[str, Any]
@@ -84,7 +97,18 @@ def measured(proto: onnx.ModelProto, threads: int, tune: float) -> Row:
     return row
 
 
-def table(rows: Mapping[str, Mapping[str, Row]]) -> str:
+def kernels(proto: onnx.ModelProto) -> Row:
+    """How near to the processor's peak TVM's kernels are on one thread, and the three that are furthest."""
+    found = [kernel for kernel in CpuBackend(1).profile(proto) if kernel.share is not None]
+    time = sum(kernel.ms for kernel in found)
+    worst = sorted((k for k in found if k.ms >= MATTERS * time), key=lambda kernel: kernel.share)[:3]
+    return {
+        "share": sum(kernel.ms * kernel.share for kernel in found) / time,
+        "worst": [[kernel.what, kernel.share, kernel.ms / time] for kernel in worst],
+    }
+
+
+def table(rows: Mapping[str, Mapping[str, Row]], inside: Mapping[str, Row]) -> str:
     """All cases as Markdown."""
     text = HEAD.format(machine=_machine())
     for case, models in rows.items():
@@ -105,6 +129,12 @@ def table(rows: Mapping[str, Mapping[str, Row]]) -> str:
                 _cell(_ratio(row, of, kind)) for of in ("dense", "pruned", "dense best") for kind in KINDS
             ]
             text += f"| {name} | {' | '.join(cells)} |\n"
+    text += KERNELS
+    for name, row in inside.items():
+        worst = "; ".join(
+            f"{what}: {share:.0%} ({part:.0%} of the time)" for what, share, part in row["worst"]
+        )
+        text += f"| {name} | {row['share']:.0%} | {worst} |\n"
     return text
 
 
@@ -131,10 +161,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--case", action="append", choices=CASES, help="threads x batch; all of them if none")
+    parser.add_argument("--kernels", action="store_true", help="only look inside of the dense models")
     parser.add_argument("--tune", type=float, default=0.0, metavar="SECONDS")
     asked = parser.parse_args()
-    rows = json.loads(DATA.read_text()) if DATA.exists() else {}
-    for case in asked.case or CASES:
+    data = json.loads(DATA.read_text()) if DATA.exists() else {"cases": {}, "kernels": {}}
+    rows, inside = data["cases"], data["kernels"]
+
+    def write() -> None:
+        ordered = {case: rows[case] for case in CASES if case in rows}
+        DATA.write_text(json.dumps({"cases": ordered, "kernels": inside}, indent=1) + "\n")
+        TABLE.write_text(table(ordered, inside))
+
+    for name in (asked.names or NETS) if asked.kernels or not asked.case else ():
+        inside[name] = kernels(model_of(name, pruned=False, batch=1))
+        print(name, inside[name])
+        write()
+    for case in () if asked.kernels else asked.case or CASES:
         threads, batch = (int(number) for number in case.split("x"))
         for name in asked.names or [*DIGITS, *NETS]:
             if batch > 1 and name in DIGITS:
@@ -145,9 +187,7 @@ def main() -> None:
             }
             rows.setdefault(case, {})[name] = row
             print(case, name, {kind: {k: round(v, 3) for k, v in each.items()} for kind, each in row.items()})
-            rows = {case: rows[case] for case in CASES if case in rows}
-            DATA.write_text(json.dumps(rows, indent=1) + "\n")
-            TABLE.write_text(table(rows))
+            write()
 
 
 def _machine() -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import tvm
@@ -42,6 +43,18 @@ def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:
     )
 
 
+@contextmanager
+def compiling(description: Mapping[str, Any]) -> Iterator[Any]:
+    """TVM's target in whose scope passes run; whatever they raise is a BackendError."""
+    target = tvm.target.Target(dict(description))
+    try:
+        with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
+            yield target
+    except Exception as error:  # passes raise whatever their parts raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BackendError(f"TVM cannot compile the model: {lines[-1][:300]}") from error
+
+
 def build(
     modules: Mapping[str, Any], description: Mapping[str, Any], choices: Choices | None = None
 ) -> Program:
@@ -55,18 +68,13 @@ def build(
     Raises:
         BackendError: a module cannot be compiled.
     """
-    target = tvm.target.Target(dict(description))
     known, threads = choices or Choices(), int(description["num-cores"])
     distinct, lowered, weights = Distinct(), {}, {}
-    try:
-        with target, tvm.transform.PassContext(opt_level=3, config=_CONFIG):
-            for name, module in modules.items():
-                ready = schedule(lower_graph(module, known), threads)
-                lowered[name], weights[name] = lift(ready, distinct)
-            executable = tvm.compile(merge(lowered), target=target)
-    except Exception as error:  # passes raise whatever their parts raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BackendError(f"TVM cannot compile the model: {lines[-1][:300]}") from error
+    with compiling(description) as target:
+        for name, module in modules.items():
+            ready = schedule(lower_graph(module, known), threads)
+            lowered[name], weights[name] = lift(ready, distinct)
+        executable = tvm.compile(merge(lowered), target=target)
     return Program(executable, gathered(distinct.arrays), weights)
 
 
@@ -96,7 +104,18 @@ def kernel_of(
 
 
 def lower_graph(module: Any, choices: Choices) -> Any:
-    """Relax passes from imported operators to fused functions."""
+    """Relax passes from imported operators to fused kernels."""
+    return as_kernels(fuse(module, choices))
+
+
+def as_kernels(module: Any) -> Any:
+    """Functions of several kernels as one each."""
+    t = relax.transform
+    return tvm.transform.Sequential([t.FuseTIR(), t.DeadCodeElimination()])(module)
+
+
+def fuse(module: Any, choices: Choices) -> Any:
+    """Relax passes from imported operators to functions of several kernels that become one."""
     t = relax.transform
     before = [t.CanonicalizeBindings(), t.FoldConstant(), t.DeadCodeElimination()]
     after = [
@@ -105,8 +124,6 @@ def lower_graph(module: Any, choices: Choices) -> Any:
         t.FoldConstant(),
         t.DeadCodeElimination(),
         t.FuseOps(),
-        t.FuseTIR(),
-        t.DeadCodeElimination(),
     ]
     module = t.DecomposeOpsForInference()(tidy(module))
     module = tvm.transform.Sequential(before)(module)

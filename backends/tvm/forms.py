@@ -15,10 +15,12 @@ from tvm import relax, te, tirx
 from tvm.ir import Constant
 
 from .schedules.common import LANES, ceil_div, i64
-from .workloads import Choices
+from .workloads import Choices, Workload
 
 # How TVM's fusion treats a kernel: as a root that takes elementwise operators in, or alone.
 ELEMENTWISE, INJECTIVE, FUSIBLE, ALONE = 0, 2, 4, 8
+# What a kernel computes, for profiles.
+DESCRIPTION, FLOPS = "onnx_prune.description", "onnx_prune.flops"
 
 
 def shape_of(expression: Any) -> tuple[int, ...] | None:
@@ -96,11 +98,19 @@ class Forms:
         """What an expression is bound to; None for a parameter or a constant."""
         return self.definitions.get(expression) if isinstance(expression, relax.Var) else None
 
-    def emit(self, compute: Callable[..., Any], name: str, pattern: int, *arguments: Any) -> Any:
+    def emit(
+        self,
+        compute: Callable[..., Any],
+        name: str,
+        pattern: int,
+        *arguments: Any,
+        workload: Workload | None = None,
+    ) -> Any:
         """A new kernel, computed by a TE function of ``arguments``."""
-        return self.builder.emit_te(
-            compute, *arguments, primfunc_name_hint=name, primfunc_attrs={"op_pattern": pattern}
-        )
+        attributes: dict[str, Any] = {"op_pattern": pattern}
+        if workload is not None:
+            attributes |= {DESCRIPTION: workload.description, FLOPS: workload.flops}
+        return self.builder.emit_te(compute, *arguments, primfunc_name_hint=name, primfunc_attrs=attributes)
 
     def rebuild(self, value: Any) -> Any:
         """The expression with every variable in its plain form."""

@@ -55,13 +55,15 @@ def convolve(
         data = forms.pack(x)
         if each_out > 1:
             data = forms.emit(lambda d: conv.repeat_channels(d, out, each_out), "repeat", ALONE, data)
-        tile = Tile(*forms.choices.of(Depthwise((n, out, h, width), window)))
+        each = Depthwise((n, out, h, width), window)
+        tile = Tile(*forms.choices.of(each))
         return forms.emit(
             lambda d, k: conv.depthwise(d, k, window, size, tile),
             "depthwise",
             pattern,
             data,
             relax.const(conv.pack_depthwise(weights)),
+            workload=each,
         )
     # Groups are joined until their channels fill whole lanes; the weights between them are zero.
     joined = conv.joined_groups(each_in, each_out, groups)
@@ -74,7 +76,9 @@ def convolve(
     tile = Tile(*forms.choices.of(workload))
     data = forms.rebuild(x) if thin else forms.pack(x)
     packed = relax.const(workload.pack(weights, tile))
-    return forms.emit(lambda d, k: workload.compute(d, k, tile), "conv2d", pattern, data, packed)
+    return forms.emit(
+        lambda d, k: workload.compute(d, k, tile), "conv2d", pattern, data, packed, workload=workload
+    )
 
 
 def window_pool(forms: Forms, var: Any, call: Any) -> bool:

@@ -83,7 +83,8 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
     shown = _read(forms, x, len(shape) - 1)
     lead, (k, n) = shape[:-1], weights.shape
     position = reshape_index(shape, (math.prod(lead), k))
-    tile = forms.choices.of(Product(math.prod(lead), k, n))
+    workload = Product(math.prod(lead), k, n)
+    tile = forms.choices.of(workload)
 
     def compute(data: Any, w: Any) -> Any:
         def read(at: Sequence[Any]) -> Any:
@@ -94,14 +95,16 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
     packed_weights = relax.const(gemm.pack_weights(weights, tile[1]))
     # A single row may be spread over many by what follows; fused, it would be computed again for each.
     pattern = FUSIBLE if math.prod(lead) > 1 else ALONE
-    return forms.emit(compute, "gemm", pattern, forms.rebuild(shown.base), packed_weights)
+    base = forms.rebuild(shown.base)
+    return forms.emit(compute, "gemm", pattern, base, packed_weights, workload=workload)
 
 
 def _batched(forms: Forms, call: Any, order: list[int]) -> Any:
     x, y = call.args
     left, right = static_shape(x), static_shape(y)
     a, b = _read(forms, x, len(left) - 1), _read(forms, y, None)
-    tile = forms.choices.of(Batched(math.prod(left[:-2]), left[-2], left[-1], right[-1]))
+    workload = Batched(math.prod(left[:-2]), left[-2], left[-1], right[-1])
+    tile = forms.choices.of(workload)
     bases = [forms.rebuild(a.base)]
     if not b.base.same_as(a.base):
         bases.append(forms.rebuild(b.base))
@@ -116,7 +119,7 @@ def _batched(forms: Forms, call: Any, order: list[int]) -> Any:
             tile,
         )
 
-    return forms.emit(compute, "batched_gemm", FUSIBLE, *bases)
+    return forms.emit(compute, "batched_gemm", FUSIBLE, *bases, workload=workload)
 
 
 def softmax(forms: Forms, var: Any, call: Any) -> bool:

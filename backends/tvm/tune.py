@@ -7,6 +7,7 @@ the default are timed in turn, and what wins is kept when it is faster than the 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from .trial import BETWEEN, Trials
 from .workloads import Choice, Workload, key
 
 _FINALISTS, _ROUNDS = 3, 9
-_FASTER = 0.99  # than the default, to be taken
+_FASTER = 0.97  # than the default, to be taken
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,26 @@ class _Job:
 
 
 def tune(
-    module: Any,
+    modules: Sequence[Any],
     target: Mapping[str, Any],
     database: Database,
     seconds: float,
     report: Callable[[Progress], None] = lambda progress: None,
     devices: Sequence[Device] = (Here(),),
 ) -> Progress:
-    """Time the kernels of a module until ``seconds`` are over; those whose times are known are left.
+    """Time the kernels of modules until ``seconds`` are over; those whose times are known are left.
 
     Args:
-        module: as imported.
+        modules: as imported, one for each size of the batch.
         report: called before each kernel.
         devices: that time kernels, each another one at a time. Where there is none any more it ends.
     """
     end = time.monotonic() + seconds
     known = database.best(target)
-    found = workloads_of(module)
-    far = found.far
-    several = [(w, calls) for w, calls in found.seen.items() if len(w.choices(far)) > 1]
+    found = [workloads_of(module) for module in modules]
+    far = any(each.far for each in found)
+    seen = sum((each.seen for each in found), Counter[Workload]())
+    several = [(w, calls) for w, calls in seen.items() if len(w.choices(far)) > 1]
     waiting = [(w, calls) for w, calls in several if key(w, far) not in known]
     waiting.sort(key=lambda each: each[0].flops * each[1])  # the most work is taken first, from the end
     progress = Progress(0, len(waiting), 0.0, 0.0)

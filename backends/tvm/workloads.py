@@ -59,6 +59,13 @@ class Convolution:
         return ceil_div(self.out, LANES)
 
     @property
+    def description(self) -> str:
+        sections = f", {self.sections} sections" if self.sections > 1 else ""
+        return (
+            f"convolution {_shown(self.data, self.window)}, {self.data[1]} to {self.out} channels{sections}"
+        )
+
+    @property
     def flops(self) -> float:
         rows, columns = self.window.out(self.data[2:])
         return 2.0 * self.data[0] * self.out * rows * columns * self.inner * math.prod(self.window.kernel)
@@ -163,6 +170,10 @@ class Depthwise:
     window: conv.Window
 
     @property
+    def description(self) -> str:
+        return f"depthwise convolution {_shown(self.data, self.window)}, {self.data[1]} channels"
+
+    @property
     def flops(self) -> float:
         return (
             2.0
@@ -195,6 +206,10 @@ class Product:
     columns: int
 
     @property
+    def description(self) -> str:
+        return f"product {self.rows} x {self.depth} by {self.depth} x {self.columns}"
+
+    @property
     def flops(self) -> float:
         return 2.0 * self.rows * self.depth * self.columns
 
@@ -221,6 +236,10 @@ class Batched:
     rows: int
     depth: int
     columns: int
+
+    @property
+    def description(self) -> str:
+        return f"{self.batch} products {self.rows} x {self.depth} by {self.depth} x {self.columns}"
 
     @property
     def flops(self) -> float:
@@ -280,6 +299,13 @@ class Choices:
         options = workload.choices(self.far)
         found = self.known.get(key(workload, self.far))
         return found if found is not None and found in options else options[0]
+
+
+def _shown(data: tuple[int, int, int, int], window: conv.Window) -> str:
+    """Window and image: "3 x 3 / 2 of 8 x 56 x 56" is three by three in steps of two, a batch of eight."""
+    step = "" if window.strides == (1, 1) else f" / {window.strides[0]}"
+    batch = "" if data[0] == 1 else f"{data[0]} x "
+    return f"{window.kernel[0]} x {window.kernel[1]}{step} of {batch}{data[2]} x {data[3]}"
 
 
 def _tensor(shape: tuple[int, ...], name: str) -> Any:
