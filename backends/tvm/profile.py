@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tvm import relax, tirx
 
 from ..base import Kernel
-from . import build
+from . import build, passes
 from .forms import DESCRIPTION, FLOPS
 from .workloads import Choices, Product
 
@@ -36,9 +36,10 @@ def profile(
         BackendError: the module cannot be compiled.
     """
     with build.compiling(target) as native:
-        fused = build.fuse(module, choices)
+        fused = passes.fused(choices)(module)
         names = described(fused)
-        ready = build.schedule(build.as_kernels(fused), int(target["num-cores"]))
+        steps = [passes.kernels(), passes.Schedules(int(target["num-cores"]))]
+        ready = tvm.transform.Sequential(steps)(fused)
         executable = tvm.compile(ready, target=native)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     clock = _Clock()

@@ -1,0 +1,167 @@
+"""The steps of compilation as passes of TVM, each of use in a pipeline of other passes.
+
+A module has one Relax function, ``main``, of static shapes and float32 where it is to become fast; what a
+pass knows nothing of stays as it is. `Tidy` and `PackedKernels` work on operators, before TVM's own
+LegalizeOps; `Schedules` on kernels, after FuseTIR; `LiftWeights` at any time. This is how `build` uses them:
+
+    Tidy, CanonicalizeBindings, FoldConstant, DeadCodeElimination, PackedKernels,
+    LegalizeOps, AnnotateTIROpPattern, FoldConstant, DeadCodeElimination, FuseOps, FuseTIR,
+    DeadCodeElimination, Schedules, LiftWeights
+
+`fused` and `kernels` are the stretches of it that hold passes of TVM's own. Schedules want
+``tvm.transform.PassContext(config=CONFIG)`` while TVM compiles, and a target that names the processor
+(``mcpu``), for that is what TVM vectorises for.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir
+from tvm.s_tir import dlight
+
+from .constants import constant_bytes, tidy
+from .lower import lower
+from .machine import last_cache
+from .schedules.conv import ChunkedConv, Conv, Depthwise
+from .schedules.elementwise import Elementwise
+from .schedules.gemm import Gemm
+from .schedules.pool import Pool
+from .schedules.reduction import Reduction
+from .schedules.rows import Rows
+from .schedules.winograd import Winograd
+from .weights import Distinct, lift
+from .workloads import Choices
+
+_LOG = logging.getLogger(__name__)
+
+# Splits loops whose last step is partial, instead of testing every step.
+CONFIG = {"s_tir.LoopPartition": {"partition_const_loop": True}}
+
+
+@tvm.transform.module_pass(opt_level=0, name="onnx_prune.Tidy")
+class Tidy:
+    """Small work on constants is done, BatchNorm becomes one product and one sum, Clip operators again.
+
+    Before: ``batch_norm(x, gamma, beta, mean, variance)`` with constants.
+    After: ``add(multiply(x, scale), shift)``.
+    """
+
+    def transform_module(self, module: Any, context: Any) -> Any:
+        return relax.transform.DecomposeOpsForInference()(tidy(module))
+
+
+@tvm.transform.module_pass(opt_level=0, name="onnx_prune.PackedKernels")
+class PackedKernels:
+    """Operators become kernels on packed layouts, with constant weights packed for them.
+
+    Before: ``relu(conv2d(x, weights))``.
+    After: ``call_tir(pack, x)`` to channels in blocks of eight, ``call_tir(conv2d, …)`` with weights in the
+    order they are read, ``relu`` on blocks, and back where a plain tensor is wanted.
+
+    Convolutions (transposed ones too), pools and resizes; products with constant and computed matrices, with
+    reshapes and transposes before them folded into what they read; softmax and LayerNorm by rows;
+    polynomials for exp, erf and tanh. What is not taken, and a ``main`` with control flow, stays.
+
+    Args:
+        choices: how kernels are computed; notes which there are. By default what a static model finds best.
+    """
+
+    def __init__(self, choices: Choices | None = None) -> None:
+        self.choices = choices or Choices()
+
+    def transform_module(self, module: Any, context: Any) -> Any:
+        self.choices.far = constant_bytes(module["main"]) > last_cache()
+        return lower(module, self.choices)
+
+
+@tvm.transform.module_pass(opt_level=0, name="onnx_prune.Schedules")
+class Schedules:
+    """Each kernel is scheduled by the first rule that takes it; what none takes stays a plain loop nest.
+
+    Before: a ``prim_func`` of loops as TE makes them, with the blocks of its epilogue after it.
+    After: register tiles, vectors, loops over threads, the epilogue computed where the tile is; marked
+    ``tirx.is_scheduled``.
+
+    Args:
+        threads: on which kernels run; by default the ``num-cores`` of the target in scope, or else 1.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def transform_module(self, module: Any, context: Any) -> Any:
+        rules = [Conv, ChunkedConv, Winograd, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
+        threads = self.threads or _cores()
+        own = module.clone()  # which it writes into
+        return dlight.ApplyDefaultSchedule(*(_Safe(rule(threads)) for rule in rules))(own)
+
+
+@tvm.transform.module_pass(opt_level=0, name="onnx_prune.LiftWeights")
+class LiftWeights:
+    """Constants of a kilobyte and more become parameters of ``main``, after its own.
+
+    Before: ``main(x)`` with constants.
+    After: ``main(x, weight0, weight1)``; equal constants are one.
+
+    Args:
+        distinct: where the arrays go; may hold those of other modules, which are found again.
+
+    Attributes:
+        distinct: its ``arrays`` are those the parameters take.
+        used: which of them ``main`` takes, in order.
+    """
+
+    def __init__(self, distinct: Distinct | None = None) -> None:
+        self.distinct = distinct or Distinct()
+        self.used: tuple[int, ...] = ()
+
+    def transform_module(self, module: Any, context: Any) -> Any:
+        lifted, self.used = lift(module, self.distinct)
+        return lifted
+
+
+def fused(choices: Choices | None = None) -> Any:
+    """From operators as imported to functions of several kernels that become one."""
+    t = relax.transform
+    return tvm.transform.Sequential(
+        [
+            Tidy(),
+            t.CanonicalizeBindings(),
+            t.FoldConstant(),
+            t.DeadCodeElimination(),
+            PackedKernels(choices),
+            t.LegalizeOps(),
+            t.AnnotateTIROpPattern(),
+            t.FoldConstant(),
+            t.DeadCodeElimination(),
+            t.FuseOps(),
+        ]
+    )
+
+
+def kernels() -> Any:
+    """From functions of several kernels to one each."""
+    t = relax.transform
+    return tvm.transform.Sequential([t.FuseTIR(), t.DeadCodeElimination()])
+
+
+def _cores() -> int:
+    target = tvm.target.Target.current(allow_none=True)
+    return int((target.attrs.get("num-cores", 1) if target is not None else 1) or 1)
+
+
+class _Safe:
+    """A rule that passes on a function it cannot schedule: slow code is better than none."""
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
+
+    def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
+        try:
+            return self.rule.apply(func, target, tunable)
+        except s_tir.ScheduleError as error:
+            _LOG.debug("%s cannot schedule a kernel: %s", type(self.rule).__name__, error)
+            return None

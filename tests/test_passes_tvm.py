@@ -1,0 +1,129 @@
+"""The passes in other people's pipelines: alone and together, on a module that TVM's own frontend made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import Graph
+from numpy.typing import NDArray
+from onnx_prune import Model
+
+pytestmark = pytest.mark.skipif(find_spec("tvm") is None, reason="Apache TVM is not installed")
+TOLERANCE = 2e-5
+
+
+def model() -> Model:
+    """Convolutions, a BatchNorm, a Clip, a count of channels that fills no vector, products, a softmax."""
+    g = Graph()
+    x = g("Relu", g.conv(g.input(1, 3, 8, 8), 3, 16, 3))
+    constants = [g.weight(16) for _ in range(3)] + [g("Abs", g.weight(16))]
+    x = g("Clip", g("BatchNormalization", x, *constants), g.scalar(0.0), g.scalar(6.0))
+    x = g("Reshape", g.conv(x, 16, 20, 3), g.ints(1, 20, 64))
+    x = g("MatMul", x, g("Transpose", x, perm=[0, 2, 1]))
+    return g.model(g("MatMul", g("Softmax", g("Mul", x, g.scalar(1e-3)), axis=-1), g.weight(20, 30)))
+
+
+def imported() -> Any:
+    """As TVM's frontend leaves it, weights inside."""
+    from tvm.relax.frontend.onnx import from_onnx
+
+    return from_onnx(model().proto, keep_params_in_input=False)
+
+
+def data() -> NDArray[Any]:
+    return np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+
+
+def compiled(module: Any, steps: Sequence[Any] = (), weights: Sequence[Any] = ()) -> NDArray[Any]:
+    """What a module computes after passes and TVM's own compilation."""
+    import tvm
+    from onnx_prune.backends.tvm.passes import CONFIG
+    from tvm import relax
+
+    target = tvm.target.Target({"kind": "llvm", "num-cores": 1})
+    with target, tvm.transform.PassContext(opt_level=3, config=CONFIG):
+        module = tvm.transform.Sequential(list(steps))(module)
+        executable = tvm.compile(module, target=target)
+    arguments = [tvm.runtime.tensor(array) for array in (data(), *weights)]
+    found = relax.VirtualMachine(executable, tvm.cpu())["main"](*arguments)
+    return np.asarray((found if hasattr(found, "numpy") else found[0]).numpy())
+
+
+@pytest.fixture(scope="module")
+def plain() -> NDArray[Any]:
+    """Without any of our passes."""
+    return compiled(imported())
+
+
+def same(got: NDArray[Any], wanted: NDArray[Any]) -> bool:
+    return got.shape == wanted.shape and bool(np.abs(got - wanted).max() <= TOLERANCE * np.abs(wanted).max())
+
+
+def marked(module: Any) -> int:
+    """How many functions say that they are scheduled."""
+    functions = [module[name] for name in module.get_global_vars()]
+    return sum(bool(function.attrs and "tirx.is_scheduled" in function.attrs) for function in functions)
+
+
+@pytest.mark.parametrize("name", ["Tidy", "PackedKernels", "LiftWeights"])
+def test_each_pass_alone_leaves_what_tvm_compiles(name: str, plain: NDArray[Any]) -> None:
+    from onnx_prune.backends.tvm import passes
+
+    step = getattr(passes, name)()
+    changed = step(imported())
+    assert changed.script() != imported().script()
+    weights = step.distinct.arrays if name == "LiftWeights" else []
+    assert same(compiled(changed, weights=weights), plain)
+
+
+def test_schedules_alone_take_kernels_that_tvm_made(plain: NDArray[Any]) -> None:
+    from onnx_prune.backends.tvm.passes import Schedules
+    from tvm import relax
+
+    t = relax.transform
+    steps = [t.DecomposeOpsForInference(), t.LegalizeOps(), t.AnnotateTIROpPattern(), t.FuseOps()]
+    assert same(compiled(imported(), [*steps, t.FuseTIR(), Schedules()]), plain)
+
+
+def test_they_are_part_of_a_pipeline_of_others(plain: NDArray[Any]) -> None:
+    """As docs/passes.md shows it."""
+    import tvm
+    from onnx_prune.backends.tvm.passes import LiftWeights, PackedKernels, Schedules, Tidy
+    from tvm import relax
+
+    seen: list[str] = []
+
+    @tvm.transform.module_pass(opt_level=0)
+    class Mine:
+        def transform_module(self, module: Any, context: Any) -> Any:
+            seen.extend(var.name_hint for var in module.get_global_vars())
+            return module
+
+    t, lifting = relax.transform, LiftWeights()
+    steps = [Tidy(), t.FoldConstant(), PackedKernels(), Mine(), t.LegalizeOps(), t.AnnotateTIROpPattern()]
+    steps += [t.FuseOps(), t.FuseTIR(), Schedules(threads=1), lifting]
+    module = tvm.transform.Sequential(steps[:-2])(imported())
+    assert any("conv2d" in name for name in seen)
+    with tvm.target.Target({"kind": "llvm", "num-cores": 1}):
+        scheduled = Schedules(threads=1)(module)
+    assert 0 == marked(module) < marked(scheduled) == len(scheduled.get_global_vars()) - 1
+    # The weights that it takes are there once the passes have run, which is before arguments are made.
+    assert same(compiled(lifting(scheduled), weights=lifting.distinct.arrays), plain)
+    assert lifting.used == tuple(range(len(lifting.distinct.arrays))) and lifting.used
+
+
+def test_packing_tells_what_can_be_tuned() -> None:
+    from onnx_prune.backends.tvm.passes import PackedKernels, Tidy
+
+    packing = PackedKernels()
+    packing(Tidy()(imported()))
+    assert sorted(workload.name for workload in packing.choices.seen) == [
+        "batched",
+        "conv2d",
+        "conv2d",
+        "gemm",
+    ]
