@@ -30,9 +30,9 @@ Read = Callable[[Sequence[Any]], Any]
 # Rows × columns of results kept in registers, with what they cost over the ideal.
 _TILES = [
     (6, 16, 1.0),
-    (4, 24, 1.0),
+    (4, 24, 1.06),
     (5, 16, 1.04),
-    (3, 32, 1.06),
+    (3, 32, 1.09),
     (2, 48, 1.1),
     (4, 16, 1.12),
     (2, 32, 1.2),
