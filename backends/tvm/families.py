@@ -81,6 +81,7 @@ def _told(workload: Workload) -> str:
             groups = f" in {workload.sections} groups" if workload.sections > 1 else ""
             return f"{kernel}{how} {workload.data[1]}→{workload.out}{groups}, {rows}×{columns}"
         case Product():
-            return f"product {workload.depth}→{workload.columns}, {workload.rows} rows"
+            plural = "" if workload.rows == 1 else "s"
+            return f"product {workload.depth}→{workload.columns}, {workload.rows} row{plural}"
         case Batched():
             return f"product {workload.depth}→{workload.columns}, {workload.batch}×{workload.rows} rows"
