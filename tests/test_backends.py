@@ -251,6 +251,24 @@ def test_attention_agrees(tokens: int, heads: int, width: int, threads: int) -> 
 
 
 @needs_tvm
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_kernel_is_scheduled_whatever_is_left_over(
+    batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counts of channels and positions that no tile divides: neither alone nor together."""
+    image = Net(batch, 16, 9, 11)
+    x = image.op("Relu", image.conv(image.op("Relu", image.conv("x", 16, 56, 1)), 56, 50, 1))
+    x = image.op("Add", x, image.conv("x", 16, 50, 1))
+    rows = Net(batch, 197, 24)
+    y = rows.op("Relu", rows.op("MatMul", "x", rows.weight(24, 51)))
+    y = rows.op("Add", rows.op("MatMul", y, rows.weight(51, 70)), rows.weight(70))
+    with caplog.at_level("DEBUG", "onnx_prune"):
+        assert worst(image.model(x)) <= TOLERANCE
+        assert worst(rows.model(y)) <= TOLERANCE
+    assert not [record.message for record in caplog.records if "cannot schedule" in record.message]
+
+
+@needs_tvm
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_softmax_and_reductions_agree_on_any_axis(axis: int) -> None:
     net = Net(5, 9, 6)

@@ -130,7 +130,7 @@ class Convolution:
         n, c, h, w = self.data
         shape = (n, c, h, w) if self.thin else (n, ceil_div(c, LANES), h, w, LANES)
         x, k = _tensor(shape, "x"), _tensor(self.packed_shape(tile), "w")
-        return x, k, self.compute(x, k, tile)
+        return x, k, self.compute(x, k, tile, line=True)
 
     def packed_shape(self, tile: Tile) -> tuple[int, ...]:
         """Shape of the weights that `pack` gives."""
@@ -151,12 +151,12 @@ class Convolution:
             weights, tile, self.data[1] if self.thin else LANES, max(1, self.chunk(tile))
         )
 
-    def compute(self, x: Any, weights: Any, tile: Tile) -> Any:
-        """The kernel in TE."""
+    def compute(self, x: Any, weights: Any, tile: Tile, line: bool = False) -> Any:
+        """The kernel in TE; ``line`` is as `conv.conv2d` takes it."""
         if tile.patch:
             return winograd.conv2d(x, weights, self.window, self.data[2:], self.blocks, tile)
         size, chunk = self.data[2:], self.chunk(tile)
-        return conv.conv2d(x, weights, self.window, size, self.blocks, tile, self.sections, chunk)
+        return conv.conv2d(x, weights, self.window, size, self.blocks, tile, self.sections, chunk, line)
 
 
 @dataclass(frozen=True)

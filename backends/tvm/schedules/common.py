@@ -39,6 +39,19 @@ def inline_around(schedule: Any, kept: Callable[[str], bool]) -> Any:
             schedule.compute_inline(block)
         except s_tir.ScheduleError:
             continue
+    return last_block(schedule)
+
+
+def with_axes_joined(schedule: Any, out: Any, index_map: Any) -> Any:
+    """A schedule, begun anew, of a function whose last block has axes joined to one.
+
+    Only where indices are simplified can be seen which elements of other blocks a tile of it needs.
+    """
+    schedule.transform_block_layout(out, index_map)
+    return s_tir.Schedule(tirx.transform.StmtSimplify()(schedule.mod))
+
+
+def last_block(schedule: Any) -> Any:
     return schedule.get_child_blocks(schedule.get_sblock("root"))[-1]
 
 

@@ -23,6 +23,8 @@ from .common import (
     extent,
     i64,
     inline_around,
+    last_block,
+    with_axes_joined,
 )
 from .tile import Tile
 
@@ -154,6 +156,7 @@ def conv2d(
     tile: Tile,
     sections: int = 1,
     chunk: int = 0,
+    line: bool = False,
 ) -> Any:
     """Convolution of x (N, I/8, H, W, 8), or (N, I, H, W) for few channels, to (N, O/8, OH, OW, 8).
 
@@ -161,6 +164,7 @@ def conv2d(
         blocks: O/8, rounded up.
         sections: groups that the channels fall into, each filling whole lanes.
         chunk: how many blocks of input channels are summed at a time, in one section; 0 means all of them.
+        line: whether the result of a pointwise convolution is (N, O/8, OH·OW, 8).
     """
     oh, ow = window.out(size)
     flat = not chunk and len(x.shape) == 5 and is_pointwise(window)
@@ -200,7 +204,7 @@ def conv2d(
         name="conv_sum",
         attrs={"conv.tile": f"{label},{tile.outer},{int(flat)}"},
     )
-    return _crop(sums, blocks, (oh, ow), t, flat)
+    return _line_of(sums, blocks, oh * ow, t) if flat and line else _crop(sums, blocks, (oh, ow), t, flat)
 
 
 def is_pointwise(window: Window) -> bool:
@@ -219,6 +223,14 @@ def _line(x: Any, columns: int) -> Any:
         return x[b, c, tirx.floordiv(place, w), tirx.floormod(place, w), v]
 
     return te.compute((n, blocks, i64(1), i64(padded), lanes), at, name="conv_line")
+
+
+def _line_of(sums: Any, blocks: int, positions: int, t: int) -> Any:
+    return te.compute(
+        (sums.shape[0], i64(blocks), i64(positions), i64(LANES)),
+        lambda b, o, p, v: sums[b, tirx.floordiv(o, i64(t)), 0, p, tirx.floormod(o, i64(t)), v],
+        name="conv_out",
+    )
 
 
 def _crop(sums: Any, blocks: int, size: tuple[int, int], t: int, flat: bool = False) -> Any:
@@ -294,13 +306,14 @@ class Conv(Rule):
             return None
         sums, (t, rows, columns, outer, flat) = found[0], (int(v) for v in str(found[1]).split(","))
         out = inline_around(schedule, lambda name: name in ("conv_pad", "conv_sum"))
+        if flat and len(schedule.get_loops(out)) == 5:
+            width = extent(schedule, schedule.get_loops(out)[3])
+            schedule = with_axes_joined(schedule, out, lambda b, o, i, j, v: [b, o, i * i64(width) + j, v])
+            sums, out = schedule.get_sblock("conv_sum"), last_block(schedule)
+        if flat:
+            schedule.split(schedule.get_loops(out)[2], [1, None])
         if len(schedule.get_loops(out)) != 5:
             return None
-        if flat:
-            # So it is seen which positions of sums a tile needs.
-            width = extent(schedule, schedule.get_loops(out)[3])
-            schedule.transform_block_layout(out, lambda b, o, i, j, v: [b, o, i * i64(width) + j, v])
-            schedule.split(schedule.get_loops(out)[2], [1, None])
         b, o, i, j, v = schedule.get_loops(out)
         oo, oi = schedule.split(o, [None, t])
         io, ii = schedule.split(i, [None, rows])

@@ -19,7 +19,9 @@ from .common import (
     extent,
     i64,
     inline_around,
+    last_block,
     vectorize,
+    with_axes_joined,
 )
 
 _NEAR_BYTES = 1 << 18  # of a core's second cache
@@ -168,11 +170,10 @@ class Gemm(Rule):
         depth = extent(schedule, schedule.get_loops(sums)[-1])
         mr, nr, last = tile
         out = inline_around(schedule, lambda name: name in ("gemm_pack", "gemm_sum"))
-        if constant:
-            # The loops over rows as one: only so it is seen which rows of sums a tile needs.
-            schedule.transform_block_layout(
-                out, _flat([extent(schedule, x) for x in schedule.get_loops(out)])
-            )
+        shape = [extent(schedule, loop) for loop in schedule.get_loops(out)]
+        if constant and len(shape) > 2:
+            schedule = with_axes_joined(schedule, out, _flat(shape))
+            sums, out = schedule.get_sblock("gemm_sum"), last_block(schedule)
         *rows, column = schedule.get_loops(out)
         if not rows:
             return None
