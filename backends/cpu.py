@@ -62,7 +62,6 @@ class CpuBackend:
         """
         require_tvm()
         from .tvm import build, frontend, machine
-        from .tvm.database import Database
         from .tvm.workloads import Choices
 
         batch = self._batch(model)
@@ -75,8 +74,7 @@ class CpuBackend:
                 shapes.append(build.output_shapes(modules[name]))
             inputs, outputs = signature(fixed)
             target = machine.host_target(self.threads)
-            known = {} if self.database is None else Database(self.database).best(target)
-            program = build.build(modules, target, Choices(known))
+            program = build.build(modules, target, Choices(self._known(target)))
         made = tuple(
             TensorSpec(spec.name, spec.dtype, _common(each, batch))
             for spec, *each in zip(outputs, *shapes, strict=True)
@@ -104,6 +102,12 @@ class CpuBackend:
             return {"main": self.dims}
         return {batch.function(size): {**self.dims, batch.symbol: size} for size in batch.sizes}
 
+    def _known(self, target: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """The fastest way that was measured of each kernel, on a target."""
+        from .tvm.database import Database
+
+        return {} if self.database is None else Database(self.database).best(target)
+
     def profile(self, model: onnx.ModelProto) -> tuple[Kernel, ...]:
         """What each kernel takes in a run on random inputs, the most first. Symbolic sizes are 1.
 
@@ -112,7 +116,6 @@ class CpuBackend:
         """
         require_tvm()
         from .tvm import frontend, machine, profile
-        from .tvm.database import Database
         from .tvm.workloads import Choices
 
         use_threads(self.threads)
@@ -120,10 +123,8 @@ class CpuBackend:
         feed = random_inputs(fixed, dynamic=1)
         with native_log_hidden():
             module, target = frontend.import_model(fixed), machine.host_target(self.threads)
-            known = {} if self.database is None else Database(self.database).best(target)
-            return profile.profile(
-                module, target, Choices(known), [feed[s.name] for s in signature(fixed)[0]]
-            )
+            ordered = [feed[spec.name] for spec in signature(fixed)[0]]
+            return profile.profile(module, target, Choices(self._known(target)), ordered)
 
     def tune(
         self,
@@ -200,12 +201,11 @@ class CpuBackend:
             raise UsageError(f"{points} points make no curve; ask for at least 2")
         require_tvm()
         from .tvm import machine, tabulate
-        from .tvm.database import Database
 
         with native_log_hidden():
             target = machine.host_target(self.threads)
-            known = {} if self.database is None else Database(self.database).best(target)
-            planned = tabulate.planned(_imported(model, self.dims), target, known, points)
+            module = _imported(model, self.dims)
+            planned = tabulate.planned(module, target, self._known(target), points)
             if path.exists():
                 planned.go_on(Table.read(path))
             try:
@@ -226,7 +226,7 @@ def _imported(model: onnx.ModelProto, dims: Mapping[str, int]) -> Any:
     """A module for one set of sizes."""
     from .tvm import frontend
 
-    return frontend.import_model(frontend.fold(frontend.static(model, dims)))
+    return frontend.import_model(frontend.static(model, dims))
 
 
 def _common(shapes: Sequence[tuple[int | None, ...]], batch: Batch | None) -> tuple[int | str | None, ...]:

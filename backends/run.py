@@ -48,9 +48,7 @@ def compile(
         UsageError: there is no such target, or ``threads`` or a batch is not positive.
         BackendError: TVM is not installed, cannot take the model, or the model has no batch of that kind.
     """
-    _check_target(target)
-    folder = None if database is None else Path(database)
-    return CpuBackend(threads, database=folder, batches=tuple(batches)).compile(model.proto)
+    return _backend(target, threads, database, batches).compile(model.proto)
 
 
 def tune(
@@ -84,11 +82,10 @@ def tune(
         BackendError: TVM is not installed, cannot take the model, or the database cannot be opened; or the
             tracker does not answer, or has no such device.
     """
-    _check_target(target)
+    backend = _backend(target, threads, database, batches)
     if (tracker is None) != (key is None):
         raise UsageError("a tracker and the key of its devices go together: give both or none")
     lender = None if tracker is None or key is None else Tracker.of(tracker, key)
-    backend = CpuBackend(threads, database=Path(database), batches=tuple(batches))
     return backend.tune(model.proto, seconds, progress, lender)
 
 
@@ -120,9 +117,8 @@ def latency_table(
         BackendError: TVM is not installed, cannot take the model, a kernel fails, or ``output`` is no table.
         OutputError: the file cannot be written.
     """
-    _check_target(target)
-    folder = None if database is None else Path(database)
-    return CpuBackend(threads, database=folder).tabulate(model.proto, Path(output), points, seconds, progress)
+    backend = _backend(target, threads, database)
+    return backend.tabulate(model.proto, Path(output), points, seconds, progress)
 
 
 def bench(
@@ -144,11 +140,10 @@ def bench(
         UsageError: there is no such target or runtime, or ``threads`` is not positive.
         BackendError: TVM is not installed, or one of the runtimes cannot take a model.
     """
-    _check_target(target)
+    ours = _backend(target, threads, database)
     if against != OnnxRuntimeBackend.name:
         raise UsageError(f"there is no runtime '{against}' to compare with; choose {OnnxRuntimeBackend.name}")
-    folder = None if database is None else Path(database)
-    backends: list[Backend] = [OnnxRuntimeBackend(threads), CpuBackend(threads, database=folder)]
+    backends: list[Backend] = [OnnxRuntimeBackend(threads), ours]
     return compare([(name, model.proto) for name, model in models], backends, against)
 
 
@@ -167,10 +162,13 @@ def profile(
         UsageError: there is no such target, or ``threads`` is not positive.
         BackendError: TVM is not installed, or cannot take the model.
     """
-    _check_target(target)
-    return CpuBackend(threads, database=None if database is None else Path(database)).profile(model.proto)
+    return _backend(target, threads, database).profile(model.proto)
 
 
-def _check_target(target: str) -> None:
+def _backend(
+    target: str, threads: int, database: str | Path | None, batches: Sequence[int] = (1,)
+) -> CpuBackend:
     if target != "cpu":
         raise UsageError(f"there is no target '{target}'; choose cpu")
+    folder = None if database is None else Path(database)
+    return CpuBackend(threads, database=folder, batches=tuple(batches))

@@ -21,10 +21,6 @@ from . import amounts, options
 from .app import app, examples
 from .show import check_outputs, console, emit, grid, say, step
 
-Folder = Annotated[
-    Path | None,
-    typer.Option("--database", metavar="FOLDER", help="Kernels that 'onnx-prune tune' measured."),
-]
 TrackerAt = Annotated[
     str | None,
     typer.Option("--tracker", metavar="HOST:PORT", help="Time kernels on devices of this tracker of TVM's."),
@@ -32,7 +28,6 @@ TrackerAt = Annotated[
 Key = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="The tracker's devices that are of --target.")
 ]
-
 BatchSizes = Annotated[
     str, typer.Option("--batch", metavar="SIZES", help="Sizes of a dynamic batch to compile for: 1,8.")
 ]
@@ -55,7 +50,7 @@ def compile_(
         str | None,
         typer.Option("--tune", metavar="TIME", help="Look for faster kernels first, for 90s, 5m or 1h."),
     ] = None,
-    database: Folder = None,
+    database: options.Database = None,
     tracker: TrackerAt = None,
     key: Key = None,
     batch: BatchSizes = "1",
@@ -184,7 +179,7 @@ def bench(
         typer.Option("--against", metavar="NAME", help="The runtime ratios compare with: onnxruntime."),
     ] = "onnxruntime",
     threads: options.Threads = 1,
-    database: Folder = None,
+    database: options.Database = None,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Show what takes the time inside of each model as well.")
     ] = False,

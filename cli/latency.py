@@ -41,10 +41,7 @@ def latency(
     ] = None,
     target: options.Target = "cpu",
     threads: options.Threads = 1,
-    database: Annotated[
-        Path | None,
-        typer.Option("--database", metavar="FOLDER", help="Kernels that 'onnx-prune tune' measured."),
-    ] = None,
+    database: options.Database = None,
     json_: options.Json = None,
 ) -> None:
     """Measure how long the kernels of a model take with fewer channels; go on where the file ends."""

@@ -21,6 +21,10 @@ Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Th
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON; - for stdout.")
 ]
+Database = Annotated[
+    Path | None,
+    typer.Option("--database", metavar="FOLDER", help="Kernels that 'onnx-prune tune' measured."),
+]
 Ratio = Annotated[
     float | None,
     typer.Option(

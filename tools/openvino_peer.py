@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,10 +10,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx_prune.backends.base import Arrays, TensorSpec, check_inputs, signature
 from onnx_prune.passes.execute import random_inputs
-
-
-def installed() -> bool:
-    return importlib.util.find_spec("openvino") is not None
 
 
 class OpenVinoArtifact:

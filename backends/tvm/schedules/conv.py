@@ -327,14 +327,7 @@ class Conv(Rule):
         if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS:
             schedule.parallel(schedule.fuse(*around[:3]))
         vector_pad(schedule)
-        schedule.set_scope(sums, 0, "local")
-        schedule.compute_at(sums, around[3], preserve_unit_loops=True)
-        y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(sums)[-8:]
-        schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
-        for loop in (rv, y, x, c):
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
-        unroll_init(schedule, schedule.decompose_reduction(sums, rc), 3)
+        _sum_in_registers(schedule, sums, around[3])
         return schedule
 
 
@@ -373,14 +366,7 @@ class ChunkedConv(Rule):
         for loop in (yi, xi, c):
             schedule.unroll(loop)
         schedule.vectorize(lane)
-        schedule.set_scope(parts, 0, "local")
-        schedule.compute_at(parts, xo, preserve_unit_loops=True)
-        y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(parts)[-8:]
-        schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
-        for loop in (rv, y, x, c):
-            schedule.unroll(loop)
-        schedule.vectorize(lane)
-        unroll_init(schedule, schedule.decompose_reduction(parts, rc), 3)
+        _sum_in_registers(schedule, parts, xo)
         init = schedule.get_loops(schedule.decompose_reduction(sums, q))
         schedule.vectorize(init[-1])
         return schedule
@@ -418,6 +404,18 @@ class Depthwise(Rule):
         schedule.vectorize(lane)
         unroll_init(schedule, schedule.decompose_reduction(sums, ry), 2)
         return schedule
+
+
+def _sum_in_registers(schedule: Any, sums: Any, at: Any) -> None:
+    """Compute a tile of sums within the loop ``at``, one input channel after the other."""
+    schedule.set_scope(sums, 0, "local")
+    schedule.compute_at(sums, at, preserve_unit_loops=True)
+    y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(sums)[-8:]
+    schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
+    for loop in (rv, y, x, c):
+        schedule.unroll(loop)
+    schedule.vectorize(lane)
+    unroll_init(schedule, schedule.decompose_reduction(sums, rc), 3)
 
 
 def vector_pad(schedule: Any, at: Any = None) -> None:

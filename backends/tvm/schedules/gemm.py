@@ -83,9 +83,7 @@ def matmul_packed(x: Read, lead: Sequence[int], k: int, weights: Any, n: int, ti
     )
 
     def result(*at: Any) -> Any:
-        row = i64(0)
-        for size, index in zip(lead, at, strict=False):
-            row = row * i64(size) + index
+        row = _joined(lead, at[:-1])
         return sums[row, tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))]
 
     return te.compute([i64(d) for d in (*lead, n)], result, name="gemm_out")
@@ -140,16 +138,17 @@ def matmul_batched(
     return te.compute([full[axis] for axis in order], result, name="gemm_out")
 
 
+def _joined(sizes: Sequence[int], at: Sequence[Any]) -> Any:
+    """The place of a position when its axes, of these sizes, are one."""
+    place = i64(0)
+    for size, index in zip(sizes, at, strict=True):
+        place = place * i64(size) + index
+    return place
+
+
 def _flat(shape: Sequence[int]) -> Any:
     """The index map that joins all axes but the last."""
-
-    def join(*at: Any) -> list[Any]:
-        row = i64(0)
-        for size, index in zip(shape[:-1], at, strict=False):
-            row = row * i64(size) + index
-        return [row, at[-1]]
-
-    return tirx.IndexMap.from_func(join, ndim=len(shape))
+    return tirx.IndexMap.from_func(lambda *at: [_joined(shape[:-1], at[:-1]), at[-1]], ndim=len(shape))
 
 
 def _rows_near(tiles: int, mr: int, depth: int) -> int:
