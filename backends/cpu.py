@@ -169,12 +169,13 @@ class CpuBackend:
             BackendError: TVM is not installed, or cannot take the model.
         """
         require_tvm()
-        from .tvm import build, families
+        from .tvm import build, families, machine
         from .tvm.constants import constant_bytes
 
         with native_log_hidden():
             module = _imported(model, self.dims)
-            return families.calls_of(build.workloads_of(module).seen), constant_bytes(module["main"])
+            found = build.workloads_of(module, machine.host_target(self.threads))
+            return families.calls_of(found.seen), constant_bytes(module["main"])
 
     def tabulate(
         self,

@@ -105,11 +105,11 @@ def test_they_are_part_of_a_pipeline_of_others(plain: NDArray[Any]) -> None:
 
     t, lifting = relax.transform, LiftWeights()
     steps = [Tidy(), t.FoldConstant(), PackedKernels(), Mine(), t.LegalizeOps(), t.AnnotateTIROpPattern()]
-    steps += [t.FuseOps(), t.FuseTIR(), Schedules(threads=1), lifting]
+    steps += [t.FuseOps(), t.FuseTIR(), Schedules(), lifting]
     module = tvm.transform.Sequential(steps[:-2])(imported())
     assert any("conv2d" in name for name in seen)
     with tvm.target.Target({"kind": "llvm", "num-cores": 1}):
-        scheduled = Schedules(threads=1)(module)
+        scheduled = Schedules()(module)
     assert 0 == marked(module) < marked(scheduled) == len(scheduled.get_global_vars()) - 1
     # The weights that it takes are there once the passes have run, which is before arguments are made.
     assert same(compiled(lifting(scheduled), weights=lifting.distinct.arrays), plain)

@@ -51,7 +51,7 @@ def test_every_choice_computes_the_same(build: Any, number: int) -> None:
 
     class Forced(Choices):
         def of(self, workload: Any) -> Any:
-            options = workload.choices(False)
+            options = self.options(workload)
             self.seen[workload] += 1
             return options[number % len(options)]
 
@@ -95,12 +95,13 @@ def test_what_is_found_is_kept_and_taken(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_database_is_one_of_metaschedule(tmp_path: Path) -> None:
     from onnx_prune.backends.tvm.database import Database
     from onnx_prune.backends.tvm.machine import host_target
+    from onnx_prune.backends.tvm.schedules.common import Core
     from onnx_prune.backends.tvm.workloads import Product
     from tvm import s_tir
     from tvm.s_tir import meta_schedule
 
     workload = Product(5, 30, 50)
-    choices = workload.choices(False)
+    choices = workload.choices(Core(), False)
     database = Database(tmp_path)
     for choice, seconds in ((choices[1], 3e-6), (choices[0], 2e-6), (choices[2], 4e-6)):
         database.add(workload, False, choice, seconds, host_target(1))
@@ -132,8 +133,7 @@ class Fatal:
             os._exit(1)
         from onnx_prune.backends.tvm.workloads import Product
 
-        product = Product(4, 8, 16)
-        return product.tensors(product.choices(False)[0])
+        return Product(4, 8, 16).tensors((4, 16, 0))
 
 
 def test_a_crash_costs_one_trial() -> None:
@@ -154,19 +154,22 @@ class Scripted:
         self.times = times
 
     def seconds(self, workload: Any, choices: Sequence[Any], rounds: int = 1) -> list[list[float]]:
-        options = list(workload.choices(False))
+        from onnx_prune.backends.tvm.schedules.common import Core
+
+        options = list(workload.choices(Core(), False))
         return [[self.times.get(options.index(c), 1.0)] * rounds for c in choices]
 
 
 @pytest.mark.parametrize(("times", "best"), [({4: 0.5}, 4), ({4: 0.995}, 0), ({0: 0.2}, 0), ({}, 0)])
 def test_only_what_is_clearly_faster_replaces_the_default(times: dict[int, float], best: int) -> None:
+    from onnx_prune.backends.tvm.schedules.common import Core
     from onnx_prune.backends.tvm.tune import _tuned
     from onnx_prune.backends.tvm.workloads import Product
 
     trials: Any = Scripted(times)
     workload = Product(64, 64, 64)
-    found = _tuned(workload, workload.choices(False), trials, float("inf"))
-    assert found is not None and found.choice == workload.choices(False)[best]
+    found = _tuned(workload, workload.choices(Core(), False), trials, float("inf"))
+    assert found is not None and found.choice == workload.choices(Core(), False)[best]
     assert found.after <= found.before
 
 

@@ -59,7 +59,7 @@ def test_every_patch_agrees_and_fuses_what_follows(
         """Winograd's choices, one after the other."""
 
         def of(self, workload: Any) -> Any:
-            found = [c for c in workload.choices(self.far) if len(c) == 5 and c[-1] and c[-1] not in patches]
+            found = [c for c in self.options(workload) if len(c) == 5 and c[-1] and c[-1] not in patches]
             patches.update({found[0][-1]} if found else ())
             return found[0] if found else super().of(workload)
 

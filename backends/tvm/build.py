@@ -12,6 +12,7 @@ from tvm import te, tirx
 from ...analysis.errors import BackendError
 from ..weights import Program, gathered
 from . import passes
+from .machine import core_of
 from .merge import merge
 from .weights import Distinct
 from .workloads import Choice, Choices, Workload, scheduled
@@ -52,26 +53,26 @@ def build(
     Raises:
         BackendError: a module cannot be compiled.
     """
-    known, threads = choices or Choices(), int(description["num-cores"])
+    known = choices or Choices()
     distinct, lowered, weights = Distinct(), {}, {}
     with compiling(description) as target:
         for name, module in modules.items():
             lifting = passes.LiftWeights(distinct)
-            steps = [passes.fused(known), passes.kernels(), passes.Schedules(threads), lifting]
+            steps = [passes.fused(known), passes.kernels(), passes.Schedules(), lifting]
             lowered[name] = tvm.transform.Sequential(steps)(module)
             weights[name] = lifting.used
         executable = tvm.compile(merge(lowered), target=target)
     return Program(executable, gathered(distinct.arrays), weights)
 
 
-def workloads_of(module: Any) -> Choices:
-    """The kernels of an imported module that can be computed in several ways.
+def workloads_of(module: Any, description: Mapping[str, Any]) -> Choices:
+    """The kernels of an imported module that can be computed in several ways on a target.
 
     Raises:
         BackendError: the module cannot be compiled.
     """
     choices = Choices()
-    with tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
+    with compiling(description):
         passes.fused(choices)(module)
     return choices
 
@@ -85,5 +86,5 @@ def kernel_of(
     shapes = [tuple(int(size) for size in tensor.shape) for tensor in tensors]
     target = tvm.target.Target(dict(description))
     with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
-        schedule = scheduled(workload, function, int(description["num-cores"]))
+        schedule = scheduled(workload, function, core_of(target))
         return tvm.compile(schedule.mod, target=target), shapes

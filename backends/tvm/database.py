@@ -17,6 +17,7 @@ from tvm.s_tir import meta_schedule
 
 from ...analysis.errors import BackendError
 from ...passes.execute import first_line
+from .machine import core_of
 from .workloads import Choice, Workload, key, scheduled
 
 _WORKLOAD, _CHOICE = "onnx_prune.workload", "onnx_prune.choice"
@@ -62,13 +63,14 @@ class Database:
         )
         function = function.with_attr(_CHOICE, json.dumps(choice))
         module = tvm.IRModule({"main": function})
-        with tvm.target.Target(dict(target)):
-            schedule = scheduled(workload, module, int(target["num-cores"]))
+        wanted = tvm.target.Target(dict(target))
+        with wanted:
+            schedule = scheduled(workload, module, core_of(wanted))
         record = meta_schedule.database.TuningRecord(
             schedule.trace,
             self._records.commit_workload(module),
             [seconds],
-            tvm.target.Target(dict(target)),
+            wanted,
             meta_schedule.arg_info.ArgInfo.from_prim_func(function),
         )
         self._records.commit_tuning_record(record)

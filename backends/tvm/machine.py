@@ -7,6 +7,8 @@ from typing import Any
 
 from tvm.target import codegen
 
+from .schedules.common import Core
+
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE = 1 << 24  # bytes, where the system does not tell
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -19,6 +21,18 @@ def host_target(threads: int) -> dict[str, Any]:
     if cpu and cpu != "generic":
         target["mcpu"] = cpu
     return target | {f"fast-math-{flag}": True for flag in ("reassoc", "contract", "nsz")}
+
+
+def core_of(target: Any) -> Core:
+    """What kernels are made for: vectors of AVX-512, of AVX2, or pairs of those of NEON or SSE."""
+
+    def has(feature: str) -> bool:
+        return bool(codegen.target_has_features(feature, target))
+
+    threads = int(target.attrs.get("num-cores", 1) or 1)
+    if has("avx512f"):
+        return Core(threads, lanes=16, registers=32)
+    return Core(threads, registers=16 if has("avx2") or has("neon") else 8)
 
 
 def last_cache() -> int:

@@ -24,7 +24,8 @@ from tvm.s_tir import dlight
 
 from .constants import constant_bytes, tidy
 from .lower import lower
-from .machine import last_cache
+from .machine import core_of, last_cache
+from .schedules.common import Core
 from .schedules.conv import ChunkedConv, Conv, Depthwise
 from .schedules.elementwise import Elementwise
 from .schedules.gemm import Gemm
@@ -73,6 +74,7 @@ class PackedKernels:
         self.choices = choices or Choices()
 
     def transform_module(self, module: Any, context: Any) -> Any:
+        self.choices.core = _core()
         self.choices.far = constant_bytes(module["main"]) > last_cache()
         return lower(module, self.choices)
 
@@ -84,19 +86,12 @@ class Schedules:
     Before: a ``prim_func`` of loops as TE makes them, with the blocks of its epilogue after it.
     After: register tiles, vectors, loops over threads, the epilogue computed where the tile is; marked
     ``tirx.is_scheduled``.
-
-    Args:
-        threads: on which kernels run; by default the ``num-cores`` of the target in scope, or else 1.
     """
-
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads
 
     def transform_module(self, module: Any, context: Any) -> Any:
         rules = [Conv, ChunkedConv, Winograd, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
-        threads = self.threads or _cores()
-        own = module.clone()  # which it writes into
-        return dlight.ApplyDefaultSchedule(*(_Safe(rule(threads)) for rule in rules))(own)
+        core, own = _core(), module.clone()  # which it writes into
+        return dlight.ApplyDefaultSchedule(*(_Safe(rule(core)) for rule in rules))(own)
 
 
 @tvm.transform.module_pass(opt_level=0, name="onnx_prune.LiftWeights")
@@ -148,9 +143,10 @@ def kernels() -> Any:
     return tvm.transform.Sequential([t.FuseTIR(), t.DeadCodeElimination()])
 
 
-def _cores() -> int:
+def _core() -> Core:
+    """Of the target in scope."""
     target = tvm.target.Target.current(allow_none=True)
-    return int((target.attrs.get("num-cores", 1) if target is not None else 1) or 1)
+    return Core() if target is None else core_of(target)
 
 
 class _Safe:

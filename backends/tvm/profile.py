@@ -17,6 +17,7 @@ from tvm import relax, tirx
 from ..base import Kernel
 from . import build, passes
 from .forms import DESCRIPTION, FLOPS
+from .machine import core_of
 from .workloads import Choices, Product
 
 _WARM, _RUNS, _PEAK_RUNS = 3, 15, 15
@@ -38,7 +39,7 @@ def profile(
     with build.compiling(target) as native:
         fused = passes.fused(choices)(module)
         names = described(fused)
-        steps = [passes.kernels(), passes.Schedules(int(target["num-cores"]))]
+        steps = [passes.kernels(), passes.Schedules()]
         ready = tvm.transform.Sequential(steps)(fused)
         executable = tvm.compile(ready, target=native)
     machine = relax.VirtualMachine(executable, tvm.cpu())
@@ -62,7 +63,8 @@ def profile(
 def peak_flops(target: Mapping[str, Any]) -> float:
     """Floating-point operations a second of a product that stays in the first cache, on one thread."""
     alone = {**target, "num-cores": 1}
-    kernel, shapes = build.kernel_of(_IN_CACHE, _IN_CACHE.choices(False)[0], alone)
+    core = core_of(tvm.target.Target(alone))
+    kernel, shapes = build.kernel_of(_IN_CACHE, _IN_CACHE.choices(core, far=False)[0], alone)
     tensors = [tvm.runtime.tensor(np.ones(shape, np.float32)) for shape in shapes]
     timer = kernel.jit().time_evaluator("main", tvm.cpu(), number=1, repeat=_PEAK_RUNS, min_repeat_ms=2)
     return float(_IN_CACHE.flops / min(timer(*tensors).results) * int(target["num-cores"]))

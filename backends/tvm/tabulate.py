@@ -61,7 +61,7 @@ class Tabulation:
 
     def _milliseconds(self, kernel: Kernel, sizes: Sizes, trials: Sequence[Trials]) -> Times:
         workload = resized(self._workloads[kernel.call.family], sizes)
-        ways = [self._choices.of(workload), *workload.choices(self._choices.far)]
+        ways = [self._choices.of(workload), *self._choices.options(workload)]
         for choice in dict.fromkeys(ways):  # the next where one cannot be scheduled
             times = [each.seconds(workload, [choice], _ROUNDS)[0] for each in trials]
             if all(times):
@@ -87,7 +87,7 @@ def planned(module: Any, target: Mapping[str, Any], known: Mapping[str, Choice],
         known: ways to compute kernels that are not the default.
         points: see `Kernel.of`.
     """
-    found = workloads_of(module)
+    found = workloads_of(module, target)
     ordered = sorted(found.seen.items(), key=lambda each: -each[0].flops * each[1])
     calls = [call_of(workload, times) for workload, times in ordered]
     workloads = {call.family: workload for call, (workload, _) in zip(calls, ordered, strict=True)}
@@ -100,4 +100,4 @@ def planned(module: Any, target: Mapping[str, Any], known: Mapping[str, Choice],
         (BETWEEN[False], weights) if weights > 2 * BETWEEN[False] else (weights,),
         tuple(Kernel.of(call, points) for call in calls),
     )
-    return Tabulation(table, workloads, Choices(known, far=found.far))
+    return Tabulation(table, workloads, replace(found, known=known))

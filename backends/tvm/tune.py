@@ -61,10 +61,11 @@ def tune(
     """
     end = time.monotonic() + seconds
     known = database.best(target)
-    found = [workloads_of(module) for module in modules]
+    found = [workloads_of(module, target) for module in modules]
     far = any(each.far for each in found)
+    options = replace(found[0], far=far).options
     seen = sum((each.seen for each in found), Counter[Workload]())
-    several = [(w, calls) for w, calls in seen.items() if len(w.choices(far)) > 1]
+    several = [(w, calls) for w, calls in seen.items() if len(options(w)) > 1]
     waiting = [(w, calls) for w, calls in several if key(w, far) not in known]
     waiting.sort(key=lambda each: each[0].flops * each[1])  # the most work is taken first, from the end
     progress = Progress(0, len(waiting), 0.0, 0.0)
@@ -76,8 +77,8 @@ def tune(
                 while waiting and idle and time.monotonic() < end:
                     report(progress)
                     job = _Job(*waiting.pop(), idle.pop())
-                    choices = job.workload.choices(far)
-                    running[pool.submit(_tuned, job.workload, choices, job.trials, end)] = job
+                    ways = options(job.workload)
+                    running[pool.submit(_tuned, job.workload, ways, job.trials, end)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)
                     try:

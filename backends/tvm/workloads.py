@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tvm import s_tir, te
 
 from .schedules import conv, gemm, winograd
-from .schedules.common import LANES, Rule, ceil_div, i64
+from .schedules.common import LANES, Core, Rule, ceil_div, i64
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 
 # How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
@@ -28,7 +28,7 @@ VERSION = 4  # of kernels and schedules: times of another one say nothing about 
 MOST = 12  # choices of a workload
 
 # The static model of a core, in cycles.
-_MACS = 16.0  # multiply-adds
+_FMAS = 2.0  # multiply-adds of vectors
 _BYTES = {False: 12.0, True: 6.0}  # of weights, from the last cache or from memory
 _TURN = 6.0  # to turn a vector of eight lanes of a patch to Winograd's basis, or back
 _CLEARLY = 0.8  # of the time of the direct way, to be preferred
@@ -75,17 +75,18 @@ class Convolution:
         alike = self.sections == 1 and not self.thin and not tile.outer and not tile.patch
         return choose_chunk(self.inner, self.window.kernel, tile) if alike else 0
 
-    def choices(self, far: bool) -> Sequence[Choice]:
+    def choices(self, core: Core, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
-        direct, short = self._direct(), sorted(self._short(), key=lambda tile: self._cycles(tile, far))
+        direct = self._direct(core)
+        short = sorted(self._short(core), key=lambda tile: self._cycles(tile, core, far))
         short = short[: MOST // 3]
         direct = direct[: MOST - len(short)]
-        if short and self._cycles(short[0], far) < _CLEARLY * self._cycles(direct[0], far):
+        if short and self._cycles(short[0], core, far) < _CLEARLY * self._cycles(direct[0], core, far):
             return [astuple(tile) for tile in (*short, *direct)]
         return [astuple(tile) for tile in (*direct, *short)]
 
-    def _direct(self) -> list[Tile]:
-        found = tiles(ceil_div(self.blocks, self.sections), *self._area())
+    def _direct(self, core: Core) -> list[Tile]:
+        found = tiles(ceil_div(self.blocks, self.sections), *self._area(), core)
         if self.sections > 1:
             found = list(dict.fromkeys(divisor_tile(tile, self.outer // LANES) for tile in found))
         return [replace(tile, outer=outer) for tile in found for outer in (0, 1)]
@@ -98,13 +99,13 @@ class Convolution:
             return rows, columns
         return 1, rows * columns
 
-    def _short(self) -> list[Tile]:
+    def _short(self, core: Core) -> list[Tile]:
         """Winograd's algorithms, where there are any."""
         if self.sections > 1 or self.thin or not winograd.fits(self.window):
             return []
         found = []
         for patch in winograd.patches(self.window.kernel[0]):
-            shapes = tiles(self.blocks, 1, self._patches(patch))[:3]
+            shapes = tiles(self.blocks, 1, self._patches(patch), core)[:3]
             found += [replace(tile, outer=outer, patch=patch) for tile in shapes for outer in (0, 1)]
         return found
 
@@ -112,17 +113,17 @@ class Convolution:
         rows, columns = self.window.out(self.data[2:])
         return self.data[0] * ceil_div(rows, patch) * ceil_div(columns, patch)
 
-    def _cycles(self, tile: Tile, far: bool) -> float:
-        weights = self.out * self.inner * 4.0 / _BYTES[far]
+    def _cycles(self, tile: Tile, core: Core, far: bool) -> float:
+        weights, macs = self.out * self.inner * 4.0 / _BYTES[far], _FMAS * core.lanes
         if not tile.patch:
-            overhead = tile.overhead(ceil_div(self.blocks, self.sections), *self._area())
+            overhead = tile.overhead(ceil_div(self.blocks, self.sections), *self._area(), core)
             taps = math.prod(self.window.kernel)
-            return self.flops / 2 / _MACS * overhead + weights * taps
+            return self.flops / 2 / macs * overhead + weights * taps
         patches = self._patches(tile.patch)
         taps = (tile.patch + self.window.kernel[0] - 1) ** 2
-        macs = float(taps * self.out * self.inner * patches)
+        work = taps * self.out * self.inner * patches
         turns = patches * (ceil_div(self.inner, LANES) + self.blocks) * taps * _TURN
-        return macs / _MACS * tile.overhead(self.blocks, 1, patches) + turns + weights * taps
+        return work / macs * tile.overhead(self.blocks, 1, patches, core) + turns + weights * taps
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
@@ -182,9 +183,9 @@ class Depthwise:
             * math.prod(self.window.kernel)
         )
 
-    def choices(self, far: bool) -> Sequence[Choice]:
+    def choices(self, core: Core, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
-        return [astuple(tile) for tile in tiles(1, *self.window.out(self.data[2:]))[:MOST]]
+        return [astuple(tile) for tile in tiles(1, *self.window.out(self.data[2:]), Core())[:MOST]]
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
@@ -213,9 +214,10 @@ class Product:
     def flops(self) -> float:
         return 2.0 * self.rows * self.depth * self.columns
 
-    def choices(self, far: bool) -> Sequence[Choice]:
+    def choices(self, core: Core, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
-        return [(r, c, outer) for r, c in gemm.tiles(self.rows, self.columns) for outer in (0, 1)][:MOST]
+        found = gemm.tiles(self.rows, self.columns, core)
+        return [(*tile, outer) for tile in found for outer in (0, 1)][:MOST]
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
@@ -245,9 +247,9 @@ class Batched:
     def flops(self) -> float:
         return 2.0 * self.batch * self.rows * self.depth * self.columns
 
-    def choices(self, far: bool) -> Sequence[Choice]:
+    def choices(self, core: Core, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
-        return [(r, c, 0) for r, c in gemm.tiles(self.rows, self.columns)]
+        return [(r, c, 0) for r, c in gemm.tiles(self.rows, self.columns, core)]
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
@@ -263,13 +265,13 @@ class Batched:
 Workload: TypeAlias = Convolution | Depthwise | Product | Batched
 
 
-def scheduled(workload: Workload, function: Any, threads: int) -> Any:
+def scheduled(workload: Workload, function: Any, core: Core) -> Any:
     """The schedule of a kernel by itself.
 
     Raises:
         ScheduleError: the rule does not fit it.
     """
-    rules = (rule(threads).schedule(s_tir.Schedule(function)) for rule in workload.rules)
+    rules = (rule(core).schedule(s_tir.Schedule(function)) for rule in workload.rules)
     return next(schedule for schedule in rules if schedule is not None)
 
 
@@ -286,17 +288,23 @@ class Choices:
     Attributes:
         known: by `key`.
         seen: workloads that were asked for, and how often.
+        core: the processor they are for.
         far: whether the model's weights are more than the last cache holds between two runs.
     """
 
     known: Mapping[str, Choice] = field(default_factory=dict)
     seen: Counter[Workload] = field(default_factory=Counter)
+    core: Core = field(default_factory=Core)
     far: bool = False
+
+    def options(self, workload: Workload) -> Sequence[Choice]:
+        """All that is there to choose from, the best by the static model first."""
+        return workload.choices(self.core, self.far)
 
     def of(self, workload: Workload) -> Choice:
         """The choice for a workload."""
         self.seen[workload] += 1
-        options = workload.choices(self.far)
+        options = self.options(workload)
         found = self.known.get(key(workload, self.far))
         return found if found is not None and found in options else options[0]
 

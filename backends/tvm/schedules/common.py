@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import s_tir, tirx
 
-WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
-LANES = 8  # floats of a vector register (AVX2); wider machines pair them
+_WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
+LANES = 8  # channels of a block: a vector, or part of a wider one, or two narrower ones
+
+
+@dataclass(frozen=True)
+class Core:
+    """The processor that kernels are made for.
+
+    Attributes:
+        threads: kernels with enough work run on so many.
+        lanes: floats of a vector, a multiple of eight: narrower registers count in pairs.
+        registers: how many such vectors it keeps.
+    """
+
+    threads: int = 1
+    lanes: int = LANES
+    registers: int = 16
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -59,12 +75,25 @@ def extent(schedule: Any, loop: Any) -> int:
     return int(schedule.get(loop).extent)
 
 
-def vectorize(schedule: Any, loop: Any) -> None:
-    """Vectorise a loop, longer ones as unrolled vectors: one wide vector would spill."""
-    if extent(schedule, loop) > LANES:
-        outer, loop = schedule.split(loop, [None, LANES])
-        schedule.unroll(outer)
-    schedule.vectorize(loop)
+def vectorize(schedule: Any, loop: Any, lanes: int) -> None:
+    """A loop becomes unrolled vectors and, in them, lanes: a single vector of more lanes would spill."""
+    vectors, lane = schedule.split(loop, [None, min(lanes, extent(schedule, loop))])
+    schedule.unroll(vectors)
+    schedule.vectorize(lane)
+
+
+def vectorize_blocks(schedule: Any, blocks: Any, lane: Any, lanes: int) -> None:
+    """Blocks of channels that lie beside each other become vectors of all lanes, if that comes out."""
+    whole = extent(schedule, blocks) * LANES % lanes == 0
+    vectorize(schedule, schedule.fuse(blocks, lane), lanes if whole else LANES)
+
+
+def unroll_init(schedule: Any, init: Any, count: int) -> None:
+    """The block that sets sums to zero as `vectorize` made the sums, and ``count`` loops around unrolled."""
+    loops = schedule.get_loops(init)
+    for loop in loops[-1 - count : -1]:
+        schedule.unroll(loop)
+    schedule.vectorize(loops[-1])
 
 
 def block_flops(schedule: Any, block: Any) -> float:
@@ -78,11 +107,15 @@ class Rule:
     """A schedule rule in the manner of TVM's dlight: `schedule` returns None for what is not its own.
 
     Args:
-        threads: kernels with enough work run on so many.
+        core: what it schedules for.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def threaded(self, schedule: Any, block: Any) -> bool:
+        """Whether the work of a block is worth starting threads."""
+        return self.core.threads > 1 and block_flops(schedule, block) > _WORTH_THREADS
 
     def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
         return self.schedule(s_tir.Schedule(func)) if isinstance(func, tirx.PrimFunc) else None

@@ -15,15 +15,15 @@ from tvm import te, tirx
 
 from .common import (
     LANES,
-    WORTH_THREADS,
     Rule,
     annotated,
-    block_flops,
     ceil_div,
     extent,
     i64,
     inline_around,
     last_block,
+    unroll_init,
+    vectorize_blocks,
     with_axes_joined,
 )
 from .tile import Tile
@@ -324,10 +324,10 @@ class Conv(Rule):
         schedule.vectorize(v)
         for loop in (ii, ji, oi):
             schedule.unroll(loop)
-        if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS:
+        if self.threaded(schedule, sums):
             schedule.parallel(schedule.fuse(*around[:3]))
         vector_pad(schedule)
-        _sum_in_registers(schedule, sums, around[3])
+        _sum_in_registers(schedule, sums, around[3], self.core.lanes)
         return schedule
 
 
@@ -355,7 +355,7 @@ class ChunkedConv(Rule):
         schedule.reorder(oo, bo, io, bi, ii, j, oi, v)
         schedule.vectorize(v)
         schedule.unroll(oi)
-        if self.threads > 1 and block_flops(schedule, parts) > WORTH_THREADS:
+        if self.threaded(schedule, parts):
             schedule.parallel(schedule.fuse(oo, bo))
         vector_pad(schedule)
         schedule.compute_at(sums, io, preserve_unit_loops=True)
@@ -363,12 +363,11 @@ class ChunkedConv(Rule):
         yo, yi = schedule.split(y, [None, rows])
         xo, xi = schedule.split(x, [None, columns])
         schedule.reorder(q, image, yo, xo, yi, xi, c, lane)
-        for loop in (yi, xi, c):
+        for loop in (yi, xi):
             schedule.unroll(loop)
-        schedule.vectorize(lane)
-        _sum_in_registers(schedule, parts, xo)
-        init = schedule.get_loops(schedule.decompose_reduction(sums, q))
-        schedule.vectorize(init[-1])
+        vectorize_blocks(schedule, c, lane, self.core.lanes)
+        _sum_in_registers(schedule, parts, xo, self.core.lanes)
+        unroll_init(schedule, schedule.decompose_reduction(sums, q), 1)
         return schedule
 
 
@@ -391,7 +390,7 @@ class Depthwise(Rule):
         schedule.vectorize(v)
         schedule.unroll(ii)
         schedule.unroll(ji)
-        if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS:
+        if self.threaded(schedule, sums):
             c = schedule.fuse(b, c)
             schedule.parallel(c)
         schedule.set_scope(sums, 0, "local")
@@ -406,15 +405,15 @@ class Depthwise(Rule):
         return schedule
 
 
-def _sum_in_registers(schedule: Any, sums: Any, at: Any) -> None:
+def _sum_in_registers(schedule: Any, sums: Any, at: Any, lanes: int) -> None:
     """Compute a tile of sums within the loop ``at``, one input channel after the other."""
     schedule.set_scope(sums, 0, "local")
     schedule.compute_at(sums, at, preserve_unit_loops=True)
     y, x, c, lane, rc, ry, rx, rv = schedule.get_loops(sums)[-8:]
     schedule.reorder(rc, ry, rx, rv, y, x, c, lane)
-    for loop in (rv, y, x, c):
+    for loop in (rv, y, x):
         schedule.unroll(loop)
-    schedule.vectorize(lane)
+    vectorize_blocks(schedule, c, lane, lanes)
     unroll_init(schedule, schedule.decompose_reduction(sums, rc), 3)
 
 
@@ -426,10 +425,3 @@ def vector_pad(schedule: Any, at: Any = None) -> None:
             lane = schedule.get_loops(block)[-1]
             if int(schedule.get(lane).extent) == LANES:
                 schedule.vectorize(lane)
-
-
-def unroll_init(schedule: Any, init: Any, count: int) -> None:
-    loops = schedule.get_loops(init)
-    for loop in loops[-1 - count : -1]:
-        schedule.unroll(loop)
-    schedule.vectorize(loops[-1])

@@ -48,7 +48,7 @@ class Elementwise(Rule):
             schedule.annotate(loops[axis], "pragma_loop_partition_hint", 1)
         if joined:
             return schedule
-        if self.threads > 1 and len(loops) > 1:
+        if self.core.threads > 1 and len(loops) > 1:
             elements = 1
             for loop in loops:
                 elements *= extent(schedule, loop)

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from tvm import te, tirx
 
 from .common import (
-    WORTH_THREADS,
+    Core,
     Rule,
     annotated,
-    block_flops,
     ceil_div,
     extent,
     i64,
     inline_around,
     last_block,
+    unroll_init,
     vectorize,
     with_axes_joined,
 )
@@ -29,24 +29,38 @@ _NEAR_BYTES = 1 << 18  # of a core's second cache
 # Reads an element of an operand at a position.
 Read = Callable[[Sequence[Any]], Any]
 
-# Rows × columns of results kept in registers, with what they cost over the ideal.
+# Rows × vectors of results kept in registers, with what they cost over the ideal.
 _TILES = [
-    (6, 16, 1.0),
-    (4, 24, 1.06),
-    (5, 16, 1.04),
-    (3, 32, 1.09),
-    (2, 48, 1.1),
-    (4, 16, 1.12),
-    (2, 32, 1.2),
-    (8, 8, 1.3),
-    (1, 96, 1.6),
-    (1, 64, 1.7),
+    (6, 2, 1.0),
+    (4, 3, 1.06),
+    (5, 2, 1.04),
+    (3, 4, 1.09),
+    (2, 6, 1.1),
+    (4, 2, 1.12),
+    (2, 4, 1.2),
+    (8, 1, 1.3),
+    (1, 12, 1.6),
+    (1, 8, 1.7),
+    # Of twice as many registers.
+    (14, 2, 0.9),
+    (12, 2, 0.91),
+    (9, 3, 0.9),
+    (6, 4, 0.92),
+    (4, 6, 0.94),
+    (1, 24, 1.6),
+    # Of half as many.
+    (2, 2, 2.0),
+    (1, 3, 2.4),
 ]
 
 
-def tiles(rows: int, columns: int) -> list[tuple[int, int]]:
+def tiles(rows: int, columns: int, core: Core) -> list[tuple[int, int]]:
     """Register tiles for a (rows, K) × (K, columns) product, those of the least padded work first."""
-    cost = [(ceil_div(rows, r) * r * ceil_div(columns, c) * c * penalty, r, c) for r, c, penalty in _TILES]
+    cost = []
+    for r, vectors, penalty in _TILES:
+        c = vectors * core.lanes
+        if r * vectors + min(r, vectors) + 1 <= core.registers:
+            cost.append((ceil_div(rows, r) * r * ceil_div(columns, c) * c * penalty, r, c))
     return [(r, c) for _, r, c in sorted(cost)]
 
 
@@ -199,14 +213,12 @@ class Gemm(Rule):
         i, p, j, k = schedule.get_loops(sums)[-4:]
         schedule.reorder(k, i, p, j)
         schedule.unroll(i)
-        vectorize(schedule, j)
+        vectorize(schedule, j, self.core.lanes)
         # After decompose_reduction the block is no longer one that a loop around it may run in parallel.
-        if self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS and extent(schedule, outer) > 1:
+        if self.threaded(schedule, sums) and extent(schedule, outer) > 1:
             schedule.parallel(outer)
-        init = schedule.get_loops(schedule.decompose_reduction(sums, k))
-        schedule.unroll(init[-3])
-        vectorize(schedule, init[-1])
+        unroll_init(schedule, schedule.decompose_reduction(sums, k), 3)
         schedule.unroll(inner_row)
-        vectorize(schedule, lane)
+        vectorize(schedule, lane, self.core.lanes)
         schedule.annotate(panel if batched or last else outer, "pragma_loop_partition_hint", 1)
         return schedule

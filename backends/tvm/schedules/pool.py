@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .common import LANES, WORTH_THREADS, Rule, annotated, block_flops, i64
+from .common import LANES, Rule, annotated, i64
 from .conv import Window
 
 
@@ -61,7 +61,7 @@ class Pool(Rule):
         b, c, i, j, v, ry, rx = schedule.get_loops(block)
         schedule.reorder(b, c, i, j, ry, rx, v)
         schedule.vectorize(v)
-        if self.threads > 1 and block_flops(schedule, block) > WORTH_THREADS:
+        if self.threaded(schedule, block):
             schedule.parallel(schedule.fuse(b, c))
         init = schedule.decompose_reduction(block, ry)
         schedule.vectorize(schedule.get_loops(init)[-1])

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import exp, f32, sigmoid, tanh
-from .common import LANES, i64
+from .common import LANES, Core, i64
 from .gemm import pack_weights, tiles
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -57,7 +57,7 @@ class Cell:
 def panels(cell: Cell, weights: NDArray[Any]) -> list[NDArray[Any]]:
     """Weights (gates·hidden, hidden) of the state, packed: one product, or two for a GRU."""
     parts = [weights[: 2 * cell.hidden], weights[2 * cell.hidden :]] if cell.kind == "GRU" else [weights]
-    return [pack_weights(part.T, tiles(cell.batch, len(part))[0][1]) for part in parts]
+    return [pack_weights(part.T, tiles(cell.batch, len(part), Core())[0][1]) for part in parts]
 
 
 def kernel(cell: Cell, packed: Sequence[NDArray[Any]]) -> Any:
@@ -175,7 +175,7 @@ class _Step:
         """sums = state · weights, a tile of rows and columns in registers at a time."""
         weights, sums = self.weights[number], self.sums[number]
         count, _, width = (int(d) for d in weights.shape)
-        most, _ = tiles(self.cell.batch, count * width)[0]
+        most, _ = tiles(self.cell.batch, count * width, Core())[0]
         rows = max(r for r in range(1, most + 1) if self.cell.batch % r == 0)
         tile = script.sblock_alloc_buffer([i64(rows), i64(width)], "float32", scope="local")
 

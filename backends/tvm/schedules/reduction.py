@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import WORTH_THREADS, Rule, annotated, block_flops, extent, inline_around
+from .common import Rule, annotated, extent, inline_around
 
 _OTHERS = ["conv.tile", "conv.chunked", "winograd.tile", "depthwise.tile", "gemm.tile", "gemm.batched"]
 _OTHERS += ["row", "pool"]
@@ -37,7 +37,7 @@ class Reduction(Rule):
         reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != 0]
         if len(spatial) + len(reduced) != len(loops) or not spatial:
             return
-        if self.threads > 1 and block_flops(schedule, block) > WORTH_THREADS and len(spatial) > 1:
+        if self.threaded(schedule, block) and len(spatial) > 1:
             outer = schedule.fuse(*spatial[:-1])
             schedule.parallel(outer)
         if _contiguous(statement) or extent(schedule, spatial[-1]) == 1:

@@ -54,6 +54,6 @@ class Rows(Rule):
         row = schedule.fuse(*loops[:-1]) if len(loops) > 2 else loops[0]
         for block in reversed(schedule.get_child_blocks(schedule.get_sblock("root"))[:-1]):
             schedule.compute_at(block, row, preserve_unit_loops=True)
-        if self.threads > 1 and extent(schedule, row) >= _WORTH_THREADS:
+        if self.core.threads > 1 and extent(schedule, row) >= _WORTH_THREADS:
             schedule.parallel(row)
         return schedule

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .common import LANES, ceil_div
+from .common import LANES, Core, ceil_div
 
-_REGISTERS = 16
 _NEAR_BYTES = 1 << 15  # of a core's first cache
 _FAR_BYTES = 3 << 16  # of its second that weights of one tile may take
 _LATENCY = 8.0  # independent sums that hide the latency of a multiply-add
@@ -29,26 +28,34 @@ class Tile:
     outer: int = 0
     patch: int = 0
 
-    def overhead(self, blocks: int, height: int, width: int) -> float:
+    def vectors(self, core: Core) -> int:
+        """How many vectors the channels take: half empty ones, where they fill no wide ones."""
+        wide = core.lanes // LANES
+        return self.channels if self.channels % wide else self.channels // wide
+
+    def overhead(self, blocks: int, height: int, width: int, core: Core) -> float:
         """Estimated time over that of the multiply-adds alone: padding, loads, latency."""
-        sums = self.channels * self.rows * self.columns
-        padded = 1.0
+        vectors = self.vectors(core)
+        sums = vectors * self.rows * self.columns
+        padded = vectors * core.lanes / (self.channels * LANES)
         for size, step in ((blocks, self.channels), (height, self.rows), (width, self.columns)):
             padded *= ceil_div(size, step) * step / size
-        loads = (self.channels + self.rows * self.columns) / sums
+        loads = (vectors + self.rows * self.columns) / sums
         return padded * max(1.0, _LATENCY / sums, loads) * (1 + 0.25 * loads)
 
 
-def tiles(blocks: int, height: int, width: int) -> list[Tile]:
+def tiles(blocks: int, height: int, width: int, core: Core) -> list[Tile]:
     """Tiles that fit the registers, those of the least overhead first."""
     found = []
-    for channels in range(1, min(4, blocks) + 1):
+    for channels in range(1, min(4 * core.lanes // LANES, blocks) + 1):
         for rows in range(1, min(4, height) + 1):
-            for columns in range(1, min(14, width) + 1):
-                sums = channels * rows * columns
-                if sums + channels + 1 <= _REGISTERS and (rows == 1 or columns < 8):
-                    found.append(Tile(channels, rows, columns))
-    return sorted(found, key=lambda tile: tile.overhead(blocks, height, width))
+            for columns in range(1, min(core.registers - 2, width) + 1):
+                tile = Tile(channels, rows, columns)
+                vectors = tile.vectors(core)
+                taken = vectors * rows * columns + vectors + 1
+                if taken <= core.registers and (rows == 1 or columns < core.registers // 2):
+                    found.append(tile)
+    return sorted(found, key=lambda tile: tile.overhead(blocks, height, width, core))
 
 
 def divisor_tile(tile: Tile, blocks: int) -> Tile:

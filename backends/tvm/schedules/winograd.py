@@ -17,8 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from .common import LANES, WORTH_THREADS, Rule, annotated, block_flops, ceil_div, i64, inline_around
-from .conv import Window, pad_image, unroll_init, vector_pad
+from .common import (
+    LANES,
+    Rule,
+    annotated,
+    ceil_div,
+    i64,
+    inline_around,
+    unroll_init,
+    vectorize_blocks,
+)
+from .conv import Window, pad_image, vector_pad
 from .tile import Tile
 
 # Points that polynomials are evaluated at, besides infinity; small ones keep rounding errors small.
@@ -167,7 +176,7 @@ class Winograd(Rule):
         out = inline_around(schedule, lambda name: name.startswith("wino_") or name == "conv_pad")
         if len(schedule.get_loops(out)) != 5:
             return None
-        parallel = self.threads > 1 and block_flops(schedule, sums) > WORTH_THREADS
+        parallel = self.threaded(schedule, sums)
         vector_pad(schedule)
         self._turn(schedule, parallel)
         self._multiply(schedule, sums, columns, outer, parallel)
@@ -195,16 +204,15 @@ class Winograd(Rule):
         around = (a, b, po, o) if outer else (a, b, o, po)
         schedule.reorder(*around, pi, c, v)
         schedule.unroll(pi)
-        schedule.unroll(c)
-        schedule.vectorize(v)
+        vectorize_blocks(schedule, c, v, self.core.lanes)
         if parallel:
             schedule.parallel(schedule.fuse(*around[:3]))
         schedule.compute_at(sums, around[-1], preserve_unit_loops=True)
         pi, c, v, rc, rv = schedule.get_loops(sums)[-5:]
         schedule.reorder(rc, rv, pi, c, v)
-        for loop in (rv, pi, c):
+        for loop in (rv, pi):
             schedule.unroll(loop)
-        schedule.vectorize(v)
+        vectorize_blocks(schedule, c, v, self.core.lanes)
         unroll_init(schedule, schedule.decompose_reduction(sums, rc), 2)
 
     def _turn_back(self, schedule: Any, out: Any, m: int, parallel: bool) -> None:
