@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..analysis.errors import BackendError
 from ..passes.execute import first_line
 from . import library
-from .base import Arrays, TensorSpec, check_inputs
+from .base import Arrays, SparseLayer, TensorSpec, check_inputs
 from .memory import aligned, tensor
 from .threads import use_threads
 from .weights import Program
@@ -85,6 +85,7 @@ class CpuArtifact:
         outputs: sizes that depend on inputs, other than by the batch, are None.
         target: description of the machine it was compiled for; ``num-cores`` threads run its kernels.
         batch: None when all sizes are fixed.
+        sparse: the layers with zeros in their weights.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class CpuArtifact:
         outputs: tuple[TensorSpec, ...],
         target: Mapping[str, Any],
         batch: Batch | None = None,
+        sparse: tuple[SparseLayer, ...] = (),
     ):
         import tvm
         from tvm import relax
@@ -103,6 +105,7 @@ class CpuArtifact:
         self.outputs = outputs
         self.target = dict(target)
         self.batch = batch
+        self.sparse = sparse
         machine = relax.VirtualMachine(program.executable, tvm.cpu())
         weights = [tvm.runtime.from_dlpack(array) for array in program.weights.tensors]
         sizes = {1: "main"} if batch is None else {size: batch.function(size) for size in batch.sizes}

@@ -68,6 +68,27 @@ class Kernel:
     share: float | None
 
 
+@dataclass(frozen=True)
+class SparseLayer:
+    """How a layer with zeros in its weights is computed.
+
+    Attributes:
+        weight: name of the initializer; None where the compiler made the weights from several.
+        kernel: what it computes, and where its zeros are.
+        density: of its non-zero weights.
+        sparse: whether zeros are skipped.
+        gain: time of the dense kernel over that of the sparse one.
+        measured: whether the gain was, or is what the static model of a core estimates.
+    """
+
+    weight: str | None
+    kernel: str
+    density: float
+    sparse: bool
+    gain: float
+    measured: bool
+
+
 class Artifact(Protocol):
     """A compiled or loaded model."""
 

@@ -61,7 +61,7 @@ class CpuBackend:
             BackendError: TVM is not installed, or cannot take the model.
         """
         require_tvm()
-        from .tvm import build, frontend, machine
+        from .tvm import build, frontend, machine, skip
         from .tvm.workloads import Choices
 
         batch = self._batch(model)
@@ -74,14 +74,16 @@ class CpuBackend:
                 shapes.append(build.output_shapes(modules[name]))
             inputs, outputs = signature(fixed)
             target = machine.host_target(self.threads)
-            program = build.build(modules, target, Choices(self._known(target)))
+            choices = Choices(self._known(target))
+            program = build.build(modules, target, choices)
+            layers = skip.told(choices.layers, fixed)
         made = tuple(
             TensorSpec(spec.name, spec.dtype, _common(each, batch))
             for spec, *each in zip(outputs, *shapes, strict=True)
         )
         if batch is not None:
             inputs = tuple(TensorSpec(s.name, s.dtype, (batch.symbol, *s.shape[1:])) for s in inputs)
-        return CpuArtifact(program, inputs, made, target, batch)
+        return CpuArtifact(program, inputs, made, target, batch, layers)
 
     def _batch(self, model: onnx.ModelProto) -> Batch | None:
         symbol = batch_of(model)
@@ -102,7 +104,7 @@ class CpuBackend:
             return {"main": self.dims}
         return {batch.function(size): {**self.dims, batch.symbol: size} for size in batch.sizes}
 
-    def _known(self, target: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    def _known(self, target: Mapping[str, Any]) -> Mapping[str, Any]:
         """The fastest way that was measured of each kernel, on a target."""
         from .tvm.database import Database
 

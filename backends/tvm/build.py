@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import tvm
-from tvm import te, tirx
+from tvm import tirx
 
 from ...analysis.errors import BackendError
 from ..weights import Program, gathered
 from . import passes
 from .machine import core_of
 from .merge import merge
+from .sparse import Operand
 from .weights import Distinct
 from .workloads import Choice, Choices, Workload, scheduled
 
@@ -79,12 +80,11 @@ def workloads_of(module: Any, description: Mapping[str, Any]) -> Choices:
 
 def kernel_of(
     workload: Workload, choice: Choice, description: Mapping[str, Any]
-) -> tuple[Any, list[tuple[int, ...]]]:
-    """A compiled kernel by itself, as function ``main``, and the shapes of its arguments, the result last."""
-    tensors = workload.tensors(choice)
-    function = te.create_prim_func(list(tensors)).with_attr("global_symbol", "main")
-    shapes = [tuple(int(size) for size in tensor.shape) for tensor in tensors]
+) -> tuple[Any, list[Operand]]:
+    """A compiled kernel by itself, as function ``main``, and what it takes, the result last."""
     target = tvm.target.Target(dict(description))
+    core = core_of(target)
+    function = workload.function(choice, core).with_attr("global_symbol", "main")
     with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
-        schedule = scheduled(workload, function, core_of(target))
-        return tvm.compile(schedule.mod, target=target), shapes
+        schedule = scheduled(workload, function, core)
+        return tvm.compile(schedule.mod, target=target), workload.operands(choice)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import te
 from tvm.s_tir import meta_schedule
 
 from ...analysis.errors import BackendError
 from ...passes.execute import first_line
 from .machine import core_of
-from .workloads import Choice, Workload, key, scheduled
+from .workloads import Choice, Measured, Workload, key, scheduled
 
 _WORKLOAD, _CHOICE = "onnx_prune.workload", "onnx_prune.choice"
 
@@ -40,32 +39,31 @@ class Database:
         except Exception as error:  # TVM raises what its parser does
             raise BackendError(f"cannot open the database '{folder}': {first_line(error)}") from error
 
-    def best(self, target: Mapping[str, Any]) -> dict[str, Choice]:
+    def best(self, target: Mapping[str, Any]) -> dict[str, Measured]:
         """The fastest choice of each workload by its `workloads.key`, as measured on a target."""
         wanted = str(tvm.target.Target(dict(target)))
-        found: dict[str, tuple[float, Choice]] = {}
+        found: dict[str, Measured] = {}
         for record in self._records.get_all_tuning_records():
             attributes = record.workload.mod["main"].attrs
             if str(record.target) != wanted or _WORKLOAD not in attributes or not record.run_secs:
                 continue
             name = str(attributes[_WORKLOAD])
             seconds = min(float(second) for second in record.run_secs)
-            if name not in found or seconds < found[name][0]:
-                found[name] = seconds, tuple(json.loads(str(attributes[_CHOICE])))
-        return {name: choice for name, (_, choice) in found.items()}
+            if name not in found or seconds < found[name].seconds:
+                found[name] = Measured(tuple(json.loads(str(attributes[_CHOICE]))), seconds)
+        return found
 
     def add(
         self, workload: Workload, far: bool, choice: Choice, seconds: float, target: Mapping[str, Any]
     ) -> None:
         """A time of a kernel on a target."""
-        function = te.create_prim_func(list(workload.tensors(choice))).with_attr(
-            _WORKLOAD, key(workload, far)
-        )
+        wanted = tvm.target.Target(dict(target))
+        core = core_of(wanted)
+        function = workload.function(choice, core).with_attr(_WORKLOAD, key(workload, far))
         function = function.with_attr(_CHOICE, json.dumps(choice))
         module = tvm.IRModule({"main": function})
-        wanted = tvm.target.Target(dict(target))
         with wanted:
-            schedule = scheduled(workload, module, core_of(wanted))
+            schedule = scheduled(workload, module, core)
         record = meta_schedule.database.TuningRecord(
             schedule.trace,
             self._records.commit_workload(module),

@@ -11,9 +11,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import tvm
+from numpy.typing import NDArray
 
 from ..threads import use_threads
 from ..tracker import Tracker
+from .sparse import Operand
 
 _BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
 _LIBRARY = "kernel{}.so"
@@ -32,8 +34,8 @@ class Session(Protocol):
         """A compiled kernel as a module of the device."""
         ...
 
-    def tensor(self, shape: tuple[int, ...]) -> Any:
-        """float32 in the device's memory, of random values."""
+    def tensor(self, operand: Operand) -> Any:
+        """What a kernel takes, in the device's memory: float32 of a shape, of random values, or an array."""
         ...
 
 
@@ -93,8 +95,8 @@ class _HereSession:
     def load(self, kernel: Any) -> Any:
         return kernel.jit()
 
-    def tensor(self, shape: tuple[int, ...]) -> Any:
-        return tvm.runtime.tensor(_random(self._rng, shape))
+    def tensor(self, operand: Operand) -> Any:
+        return tvm.runtime.tensor(_array(self._rng, operand))
 
 
 class _LentSession:
@@ -116,13 +118,13 @@ class _LentSession:
         self._session.upload(str(path))
         return self._session.load_module(path.name)
 
-    def tensor(self, shape: tuple[int, ...]) -> Any:
-        if self._fill is None:
-            return tvm.runtime.tensor(_random(self._rng, shape), self.device)
-        made = tvm.runtime.empty(shape, "float32", self.device)
+    def tensor(self, operand: Operand) -> Any:
+        if self._fill is None or not isinstance(operand, tuple):
+            return tvm.runtime.tensor(_array(self._rng, operand), self.device)
+        made = tvm.runtime.empty(operand, "float32", self.device)
         self._fill(made)
         return made
 
 
-def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    return rng.standard_normal(shape, np.float32)
+def _array(rng: np.random.Generator, operand: Operand) -> NDArray[Any]:
+    return rng.standard_normal(operand, np.float32) if isinstance(operand, tuple) else operand

@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 
 from ..table import Axis, Call, Sizes
 from .schedules.common import LANES
-from .workloads import Batched, Convolution, Depthwise, Product, Workload
+from .sparse import Sparse
+from .workloads import Batched, Convolution, Dense, Depthwise, Product, Workload
 
 _OUT, _IN = Axis("out", LANES), Axis("in", LANES)
 
 
-def channels(workload: Workload) -> dict[Axis, int]:
+def channels(workload: Dense) -> dict[Axis, int]:
     """The counts that pruning changes: those of channels, and of groups or heads computed alike."""
     match workload:
         case Convolution() if workload.sections > 1:
@@ -31,7 +32,7 @@ def channels(workload: Workload) -> dict[Axis, int]:
             return {**sizes, Axis("heads", 1, linear=True): workload.batch}
 
 
-def resized(workload: Workload, sizes: Sizes) -> Workload:
+def resized(workload: Dense, sizes: Sizes) -> Dense:
     """A workload with other counts, in the order of `channels`."""
     match workload:
         case Convolution() if workload.sections > 1:
@@ -56,7 +57,7 @@ def resized(workload: Workload, sizes: Sizes) -> Workload:
             return replace(workload, columns=sizes[0], depth=sizes[1], batch=sizes[2])
 
 
-def call_of(workload: Workload, calls: int) -> Call:
+def call_of(workload: Dense, calls: int) -> Call:
     """A workload as a latency table knows it."""
     found = channels(workload)
     nothing = resized(workload, (0,) * len(found))
@@ -64,12 +65,17 @@ def call_of(workload: Workload, calls: int) -> Call:
     return Call(family, _told(workload), tuple(found), tuple(found.values()), calls, workload.flops)
 
 
+def dense(seen: Mapping[Workload, int]) -> dict[Dense, int]:
+    """The workloads that a table tells of: as they are with no zeros skipped."""
+    return {workload: calls for workload, calls in seen.items() if not isinstance(workload, Sparse)}
+
+
 def calls_of(seen: Mapping[Workload, int]) -> list[Call]:
     """The kernels of a model, from how often each workload is run in it."""
-    return [call_of(workload, calls) for workload, calls in seen.items()]
+    return [call_of(workload, calls) for workload, calls in dense(seen).items()]
 
 
-def _told(workload: Workload) -> str:
+def _told(workload: Dense) -> str:
     match workload:
         case Convolution() | Depthwise():
             kernel = "×".join(map(str, workload.window.kernel))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tvm import relax, te, tirx
 from tvm.ir import Constant
 
+from . import skip
 from .forms import ALONE, FUSIBLE, Forms, shape_of, static_shape
 from .schedules import conv, pool
 from .schedules.common import LANES, ceil_div, i64
@@ -39,7 +40,14 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     # A gate of one position would be fused with the image it is spread over, and computed again for each
     # of its positions.
     pattern = FUSIBLE if static_shape(var)[2:] != (1, 1) else ALONE
-    forms.packed[var] = convolve(forms, x, weights, window, int(attrs.groups), pattern)
+    groups = int(attrs.groups)
+    if groups == 1 or weights.shape[1] > 1:
+        dense, _ = _joined(forms, x, weights, window, groups)
+        sparse = skip.convolution(forms, x, weights, window, groups, dense)
+        if sparse is not None:
+            forms.plain[var] = sparse
+            return True
+    forms.packed[var] = convolve(forms, x, weights, window, groups, pattern)
     return True
 
 
@@ -65,20 +73,32 @@ def convolve(
             relax.const(conv.pack_depthwise(weights)),
             workload=each,
         )
-    # Groups are joined until their channels fill whole lanes; the weights between them are zero.
+    workload, weights = _joined(forms, x, weights, window, groups)
+    tile = Tile(*forms.choices.of(workload))
+    data = forms.rebuild(x) if workload.thin else forms.pack(x)
+    packed = relax.const(workload.pack(weights, tile))
+    return forms.emit(
+        lambda d, k: workload.compute(d, k, tile), "conv2d", pattern, data, packed, workload=workload
+    )
+
+
+def _joined(
+    forms: Forms, x: Any, weights: NDArray[Any], window: conv.Window, groups: int
+) -> tuple[Convolution, NDArray[Any]]:
+    """A convolution as it is computed, and its weights: groups are joined until their channels fill whole
+    lanes, the weights between them are zero.
+    """
+    n, c, h, width = static_shape(x)
+    weights, window = conv.without_idle_taps(weights, window, (h, width))
+    out = weights.shape[0]
+    each_in, each_out = c // groups, out // groups
     joined = conv.joined_groups(each_in, each_out, groups)
     if groups > 1:
         weights = conv.join_groups(weights, groups, joined)
     sections = ceil_div(groups, joined)
     thin = c < LANES and x not in forms.packed and groups == 1
     outer = joined * each_out if sections > 1 else out
-    workload = Convolution((n, c, h, width), out, weights.shape[1], outer, window, sections, thin)
-    tile = Tile(*forms.choices.of(workload))
-    data = forms.rebuild(x) if thin else forms.pack(x)
-    packed = relax.const(workload.pack(weights, tile))
-    return forms.emit(
-        lambda d, k: workload.compute(d, k, tile), "conv2d", pattern, data, packed, workload=workload
-    )
+    return Convolution((n, c, h, width), out, weights.shape[1], outer, window, sections, thin), weights
 
 
 def window_pool(forms: Forms, var: Any, call: Any) -> bool:

@@ -32,6 +32,7 @@ from .schedules.gemm import Gemm
 from .schedules.pool import Pool
 from .schedules.reduction import Reduction
 from .schedules.rows import Rows
+from .schedules.sparse import Sparse
 from .schedules.winograd import Winograd
 from .weights import Distinct, lift
 from .workloads import Choices
@@ -89,7 +90,7 @@ class Schedules:
     """
 
     def transform_module(self, module: Any, context: Any) -> Any:
-        rules = [Conv, ChunkedConv, Winograd, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
+        rules = [Sparse, Conv, ChunkedConv, Winograd, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
         core, own = _core(), module.clone()  # which it writes into
         return dlight.ApplyDefaultSchedule(*(_Safe(rule(core)) for rule in rules))(own)
 

@@ -12,6 +12,7 @@ from typing import Any
 from tvm import relax, te, tirx
 from tvm.ir import Constant
 
+from . import skip
 from .forms import ALONE, ELEMENTWISE, FUSIBLE, Forms, operator, shape_of, static_shape
 from .schedules import gemm, rows
 from .vecmath import ELEMENTWISE as FUNCTIONS
@@ -84,6 +85,9 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
     lead, (k, n) = shape[:-1], weights.shape
     position = reshape_index(shape, (math.prod(lead), k))
     workload = Product(math.prod(lead), k, n)
+    sparse = skip.product(forms, x, weights, workload)
+    if sparse is not None:
+        return sparse
     tile = forms.choices.of(workload)
 
     def compute(data: Any, w: Any) -> Any:

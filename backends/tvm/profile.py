@@ -64,8 +64,8 @@ def peak_flops(target: Mapping[str, Any]) -> float:
     """Floating-point operations a second of a product that stays in the first cache, on one thread."""
     alone = {**target, "num-cores": 1}
     core = core_of(tvm.target.Target(alone))
-    kernel, shapes = build.kernel_of(_IN_CACHE, _IN_CACHE.choices(core, far=False)[0], alone)
-    tensors = [tvm.runtime.tensor(np.ones(shape, np.float32)) for shape in shapes]
+    kernel, operands = build.kernel_of(_IN_CACHE, _IN_CACHE.choices(core, far=False)[0], alone)
+    tensors = [tvm.runtime.tensor(np.ones(shape, np.float32)) for shape in operands]
     timer = kernel.jit().time_evaluator("main", tvm.cpu(), number=1, repeat=_PEAK_RUNS, min_repeat_ms=2)
     return float(_IN_CACHE.flops / min(timer(*tensors).results) * int(target["num-cores"]))
 

@@ -14,9 +14,9 @@ from ...analysis.errors import BackendError
 from ..table import Kernel, Sizes, Table, Times
 from .build import workloads_of
 from .constants import constant_bytes
-from .families import call_of, resized
+from .families import call_of, dense, resized
 from .trial import BETWEEN, Trials
-from .workloads import VERSION, Choice, Choices, Workload
+from .workloads import VERSION, Choices, Dense, Measured
 
 _ROUNDS = 3
 
@@ -28,7 +28,7 @@ class Tabulation:
         table: as far as it is known.
     """
 
-    def __init__(self, table: Table, workloads: Mapping[str, Workload], choices: Choices) -> None:
+    def __init__(self, table: Table, workloads: Mapping[str, Dense], choices: Choices) -> None:
         self.table = table
         self._workloads = workloads
         self._choices = choices
@@ -80,7 +80,7 @@ class Tabulation:
         )
 
 
-def planned(module: Any, target: Mapping[str, Any], known: Mapping[str, Choice], points: int) -> Tabulation:
+def planned(module: Any, target: Mapping[str, Any], known: Mapping[str, Measured], points: int) -> Tabulation:
     """The table of a module as imported, empty yet.
 
     Args:
@@ -88,7 +88,7 @@ def planned(module: Any, target: Mapping[str, Any], known: Mapping[str, Choice],
         points: see `Kernel.of`.
     """
     found = workloads_of(module, target)
-    ordered = sorted(found.seen.items(), key=lambda each: -each[0].flops * each[1])
+    ordered = sorted(dense(found.seen).items(), key=lambda each: -each[0].flops * each[1])
     calls = [call_of(workload, times) for workload, times in ordered]
     workloads = {call.family: workload for call, (workload, _) in zip(calls, ordered, strict=True)}
     weights = min(constant_bytes(module["main"]), BETWEEN[True])

@@ -11,6 +11,7 @@ from joblib.externals import loky
 
 from ..tracker import NoDevice
 from .devices import Device, Here, Session
+from .sparse import Operand
 from .workloads import Choice, Workload
 
 _SECONDS = 60.0  # that a trial may take
@@ -104,10 +105,8 @@ def measured(
     return found
 
 
-def _built(
-    workload: Workload, choice: Choice, target: Mapping[str, Any]
-) -> tuple[Any, list[tuple[int, ...]]] | None:
-    """A kernel and the shapes of its arguments; None where TVM's passes take it for no way to compute it."""
+def _built(workload: Workload, choice: Choice, target: Mapping[str, Any]) -> tuple[Any, list[Operand]] | None:
+    """A kernel and what it takes; None where TVM's passes take it for no way to compute it."""
     from .build import kernel_of
 
     try:
@@ -116,13 +115,11 @@ def _built(
         return None
 
 
-def _timer(
-    kernel: Any, shapes: Sequence[tuple[int, ...]], session: Session, between: int
-) -> Callable[[], float]:
+def _timer(kernel: Any, operands: Sequence[Operand], session: Session, between: int) -> Callable[[], float]:
     """What gives the seconds of a call."""
     import numpy as np
 
-    arguments = [session.tensor(shape) for shape in shapes]
+    arguments = [session.tensor(operand) for operand in operands]
     timer = session.load(kernel).time_evaluator(
         "main", session.device, number=1, repeat=_REPEATS, cache_flush_bytes=between
     )

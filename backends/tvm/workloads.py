@@ -20,6 +20,7 @@ from tvm import s_tir, te
 from .schedules import conv, gemm, winograd
 from .schedules.common import LANES, Core, Rule, ceil_div, i64
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
+from .sparse import Operand, Sparse
 
 # How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
 Choice: TypeAlias = tuple[int, ...]
@@ -32,10 +33,27 @@ _FMAS = 2.0  # multiply-adds of vectors
 _BYTES = {False: 12.0, True: 6.0}  # of weights, from the last cache or from memory
 _TURN = 6.0  # to turn a vector of eight lanes of a patch to Winograd's basis, or back
 _CLEARLY = 0.8  # of the time of the direct way, to be preferred
+_SURELY = 1.1  # the estimated gain that is taken for one
+
+
+class _Computed:
+    """A workload whose kernel is computed by TE."""
+
+    def function(self, choice: Choice, core: Core) -> Any:
+        """The kernel of a choice, not scheduled yet."""
+        return te.create_prim_func(list(self.tensors(choice)))
+
+    def operands(self, choice: Choice) -> list[Operand]:
+        """What it takes, the result last."""
+        return [tuple(int(size) for size in tensor.shape) for tensor in self.tensors(choice)]
+
+    def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
+        """What a choice reads and computes."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(_Computed):
     """A convolution of (n, channels, height, width) to ``out`` channels.
 
     Attributes:
@@ -74,6 +92,10 @@ class Convolution:
         """Blocks of input channels that are summed at a time, 0 for all: where channels are outermost."""
         alike = self.sections == 1 and not self.thin and not tile.outer and not tile.patch
         return choose_chunk(self.inner, self.window.kernel, tile) if alike else 0
+
+    def cycles(self, choice: Choice, core: Core, far: bool) -> float:
+        """What a choice takes, by the static model."""
+        return self._cycles(Tile(*choice), core, far)
 
     def choices(self, core: Core, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
@@ -161,7 +183,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Depthwise:
+class Depthwise(_Computed):
     """A depthwise convolution of (n, channels, height, width)."""
 
     name: ClassVar[str] = "depthwise"
@@ -196,7 +218,7 @@ class Depthwise:
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(_Computed):
     """(rows, depth) times a constant matrix (depth, columns)."""
 
     name: ClassVar[str] = "gemm"
@@ -219,6 +241,11 @@ class Product:
         found = gemm.tiles(self.rows, self.columns, core)
         return [(*tile, outer) for tile in found for outer in (0, 1)][:MOST]
 
+    def cycles(self, choice: Choice, core: Core, far: bool) -> float:
+        """What a choice takes, by the static model."""
+        work = gemm.overhead(self.rows, self.columns, choice, core) * self.flops / 2
+        return work / (_FMAS * core.lanes) + self.depth * self.columns * 4.0 / _BYTES[far]
+
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
         panels = ceil_div(self.columns, choice[1])
@@ -228,7 +255,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Batched:
+class Batched(_Computed):
     """(batch, rows, depth) times (batch, depth, columns), both computed."""
 
     name: ClassVar[str] = "batched"
@@ -262,7 +289,8 @@ class Batched:
         return x, y, made
 
 
-Workload: TypeAlias = Convolution | Depthwise | Product | Batched
+Dense: TypeAlias = Convolution | Depthwise | Product | Batched
+Workload: TypeAlias = Dense | Sparse
 
 
 def scheduled(workload: Workload, function: Any, core: Core) -> Any:
@@ -281,6 +309,31 @@ def key(workload: Workload, far: bool) -> str:
     return json.dumps(about, sort_keys=True)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The fastest choice that was measured of a workload, and seconds of a call."""
+
+    choice: Choice
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer with zeros, and whether they are skipped.
+
+    Attributes:
+        weights: as the layer has them.
+        gain: time of the dense kernel over that of the sparse one.
+        measured: whether that was, or estimated.
+    """
+
+    weights: NDArray[Any]
+    sparse: Sparse
+    taken: bool
+    gain: float
+    measured: bool
+
+
 @dataclass
 class Choices:
     """What is taken for each workload: what is known of it, or else its first choice.
@@ -290,12 +343,14 @@ class Choices:
         seen: workloads that were asked for, and how often.
         core: the processor they are for.
         far: whether the model's weights are more than the last cache holds between two runs.
+        layers: those with zeros.
     """
 
-    known: Mapping[str, Choice] = field(default_factory=dict)
+    known: Mapping[str, Measured] = field(default_factory=dict)
     seen: Counter[Workload] = field(default_factory=Counter)
     core: Core = field(default_factory=Core)
     far: bool = False
+    layers: list[Skipped] = field(default_factory=list)
 
     def options(self, workload: Workload) -> Sequence[Choice]:
         """All that is there to choose from, the best by the static model first."""
@@ -306,7 +361,22 @@ class Choices:
         self.seen[workload] += 1
         options = self.options(workload)
         found = self.known.get(key(workload, self.far))
-        return found if found is not None and found in options else options[0]
+        return found.choice if found is not None and found.choice in options else options[0]
+
+    def skips(self, weights: NDArray[Any], sparse: Sparse, dense: Convolution | Product) -> bool:
+        """Whether a layer is to skip the zeros of its weights; by what was measured of both ways, or else by
+        what is estimated.
+        """
+        times = [self.known.get(key(workload, self.far)) for workload in (dense, sparse)]
+        choices = [self.of(workload) for workload in (dense, sparse)]
+        if times[0] is not None and times[1] is not None:
+            gain, measured = times[0].seconds / times[1].seconds, True
+        else:
+            before = dense.cycles(choices[0], self.core, self.far)
+            gain, measured = before / sparse.cycles(choices[1], self.core, self.far), False
+        taken = gain > (1.0 if measured else _SURELY)
+        self.layers.append(Skipped(weights, sparse, taken, gain, measured))
+        return taken
 
 
 def _shown(data: tuple[int, int, int, int], window: conv.Window) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
-_WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
+WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
 LANES = 8  # channels of a block: a vector, or part of a wider one, or two narrower ones
 
 
@@ -115,7 +115,7 @@ class Rule:
 
     def threaded(self, schedule: Any, block: Any) -> bool:
         """Whether the work of a block is worth starting threads."""
-        return self.core.threads > 1 and block_flops(schedule, block) > _WORTH_THREADS
+        return self.core.threads > 1 and block_flops(schedule, block) > WORTH_THREADS
 
     def apply(self, func: Any, target: Any, tunable: bool = False) -> Any:
         return self.schedule(s_tir.Schedule(func)) if isinstance(func, tirx.PrimFunc) else None

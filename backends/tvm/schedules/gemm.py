@@ -56,12 +56,15 @@ _TILES = [
 
 def tiles(rows: int, columns: int, core: Core) -> list[tuple[int, int]]:
     """Register tiles for a (rows, K) × (K, columns) product, those of the least padded work first."""
-    cost = []
-    for r, vectors, penalty in _TILES:
-        c = vectors * core.lanes
-        if r * vectors + min(r, vectors) + 1 <= core.registers:
-            cost.append((ceil_div(rows, r) * r * ceil_div(columns, c) * c * penalty, r, c))
-    return [(r, c) for _, r, c in sorted(cost)]
+    fitting = [(r, v * core.lanes) for r, v, _ in _TILES if r * v + min(r, v) + 1 <= core.registers]
+    return sorted(fitting, key=lambda tile: (overhead(rows, columns, tile, core), tile))
+
+
+def overhead(rows: int, columns: int, tile: Sequence[int], core: Core) -> float:
+    """Estimated time of a product over that of its multiply-adds alone."""
+    r, c = tile[:2]
+    (penalty,) = (p for height, v, p in _TILES if (height, v * core.lanes) == (r, c))
+    return penalty * ceil_div(rows, r) * r / rows * ceil_div(columns, c) * c / columns
 
 
 def pack_weights(weights: NDArray[Any], columns: int) -> NDArray[Any]:

@@ -1,0 +1,254 @@
+"""Products with weights that are mostly zero: outputs are sums of shifted rows of the source.
+
+    sums[o, p] = Σ values[k, o] · source[offsets[k] + p]    over the non-zeros k of the block of outputs of o
+
+Positions p are in the lanes, so that any pattern of zeros will do. A product and a pointwise convolution read
+a panel of the positions of a tile, packed where the tile begins; other convolutions read the padded image,
+where a tap is an offset: no im2col, and a stride makes one image of each of its phases. Where there are few
+positions, outputs of a block are in the lanes. What follows is fused to a last pass over the sums.
+Source: E. Elsen, M. Dukhan, T. Gale, K. Simonyan, "Fast Sparse ConvNets", CVPR 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as script
+
+from ..vecmath import f32
+from .blocks import Strip
+from .common import LANES, WORTH_THREADS, Core, Rule, annotated, ceil_div, extent, i64, inline_around
+from .sources import Image, Pixels, Source, Tokens, lanes, positions, turned, width
+
+_FUSIBLE = 4  # for TVM's fusion: what is elementwise may follow
+_WORTH_PARTS = 1 << 16  # elements of the result, below which one thread writes it
+
+
+@dataclass(frozen=True)
+class Result:
+    """Shape of what a kernel gives, and where each of its elements is in the sums.
+
+    Attributes:
+        place: the output and the position at an index.
+        turned: whether outputs are beside each other.
+    """
+
+    shape: tuple[int, ...]
+    place: Callable[..., tuple[Any, Any]]
+    turned: bool = False
+
+
+def rows_of(source: Tokens, outputs: int) -> Result:
+    """Rows arranged as they are read, outputs last."""
+
+    def place(*at: Any) -> tuple[Any, Any]:
+        row = i64(0)
+        for size, index in zip(source.lead, at[:-1], strict=True):
+            row = row * i64(size) + index
+        return at[-1], row
+
+    return Result((*source.lead, outputs), place, turned=True)
+
+
+def image_of(source: Pixels | Image, outputs: int) -> Result:
+    """(n, outputs, height, width)."""
+    if isinstance(source, Pixels):
+        (rows, columns), (high, wide) = source.area, source.area
+    else:
+        (rows, columns), (high, wide) = source.out, source.phase
+    shape = (source.data[0], outputs, rows, columns)
+    return Result(shape, lambda b, o, i, j: (o, b * i64(high * wide) + i * i64(wide) + j))
+
+
+def kernel(source: Source, outputs: int, nonzeros: int, strip: Strip, result: Result, core: Core) -> Any:
+    """A PrimFunc of the operand and of the arrays of `Blocks`; `Sparse` schedules what is fused to it.
+
+    Args:
+        nonzeros: length of the arrays.
+    """
+    count = ceil_div(outputs, strip.rows)
+    whole, panels = width(source, strip), strip.panels(source.channels)
+    tiles = ceil_div(whole, strip.wide)
+    work = 2.0 * nonzeros * strip.rows * strip.wide  # floating-point operations of a tile
+    by_tile = core.threads > 1 and tiles >= 2 * core.threads and tiles * work > WORTH_THREADS
+    by_block = core.threads > 1 and not by_tile and work / panels > WORTH_THREADS
+    with IRBuilder() as builder, script.prim_func(s_tir=True):
+        script.func_attr({"op_pattern": _FUSIBLE, "tirx.noalias": True})
+
+        def argument(name: str, shape: Sequence[int], dtype: str) -> Any:
+            return script.arg(name, script.buffer([i64(d) for d in shape], dtype))
+
+        x = argument("x", source.shape, "float32")
+        weights = _Weights(
+            argument("values", (nonzeros, strip.rows), "float32"),
+            argument("offsets", (nonzeros,), "int32"),
+            argument("starts", (panels * count + 1,), "int32"),
+        )
+        made = argument("result", result.shape, "float32")
+        high = count * strip.rows
+        sums: Any = _buffer(high, whole) if not strip.chains else None
+        beside: Any = _buffer(whole, ceil_div(high, LANES) * LANES) if strip.chains or result.turned else None
+        with script.sblock("sparse_sum"):
+            script.sblock_attr({"sparse": 1})
+            script.reads(*(buffer[_all(buffer)] for buffer in (x, *weights)))
+            script.writes(*(buffer[_all(buffer)] for buffer in (sums, beside) if buffer is not None))
+            image = source.prepare(x, core, strip)
+            with _each(tiles, by_tile) as t, _block("sparse_tile"):
+                first = t * i64(strip.wide)
+                if whole % strip.wide:
+                    first = tirx.min(first, i64(whole - strip.wide))
+                panel = source.pack(x, first, core, strip)
+                data, base = (panel, i64(0)) if image is None else (image, first)
+                parts = script.serial(i64(0), i64(panels))
+                with parts as part, _each(count, by_block) as o, _block("sparse_block"):
+                    number = part * i64(count) + o
+                    if sums is None:
+                        _few(weights, data, base, beside, first, number, strip)
+                    else:
+                        _many(weights, data, base, sums, first, number, o, panels > 1, part, strip)
+                if sums is not None and beside is not None:
+                    _turn(sums, beside, first, strip, high, by_block)
+        with script.grid(*(i64(size) for size in result.shape)) as at, script.sblock("sparse_out"):
+            axes = list(script.axis.remap("S" * len(result.shape), list(at)))
+            o, p = result.place(*axes)
+            script.buffer_store(made, sums[o, p] if beside is None else beside[p, o], axes)
+    return builder.get()
+
+
+class _Weights(NamedTuple):
+    """Buffers of `Blocks`."""
+
+    values: Any
+    offsets: Any
+    starts: Any
+
+
+def _many(
+    weights: _Weights,
+    data: Any,
+    base: Any,
+    sums: Any,
+    first: Any,
+    number: Any,
+    block: Any,
+    goes_on: bool,
+    part: Any,
+    strip: Strip,
+) -> None:
+    """The sums of one block of outputs at the positions of one tile, positions in the lanes."""
+    rows, wide = strip.rows, strip.wide
+    kept = script.sblock_alloc_buffer([i64(rows * wide)], "float32", scope="local")
+
+    @contextmanager
+    def registers() -> Iterator[tuple[Any, Any]]:
+        with script.unroll(i64(0), i64(rows)) as r, positions(strip) as v:
+            yield r, v
+
+    with registers() as (r, v):
+        start = tirx.Select(part == 0, f32(0), sums[block * rows + r, first + v]) if goes_on else f32(0)
+        script.buffer_store(kept, start, [r * wide + v])
+    with script.serial(weights.starts[number], weights.starts[number + 1]) as k:
+        at = k.astype("int64")
+        with registers() as (r, v):
+            read = data[base + weights.offsets[at].astype("int64") + v]
+            script.buffer_store(kept, kept[r * wide + v] + weights.values[at, r] * read, [r * wide + v])
+    with registers() as (r, v):
+        script.buffer_store(sums, kept[r * wide + v], [block * rows + r, first + v])
+
+
+def _few(weights: _Weights, data: Any, base: Any, beside: Any, first: Any, number: Any, strip: Strip) -> None:
+    """The sums of one block of outputs at the few positions of one tile, outputs in the lanes."""
+    rows, wide, chains = strip.rows, strip.wide, strip.chains
+    kept = script.sblock_alloc_buffer([i64(chains * wide * rows)], "float32", scope="local")
+
+    @contextmanager
+    def registers(count: int) -> Iterator[tuple[Any, Any, Any]]:
+        chain, position = script.unroll(i64(0), i64(count)), script.unroll(i64(0), i64(wide))
+        with chain as c, position as v, _outputs(rows) as r:
+            yield c, v, r
+
+    def place(c: Any, v: Any, r: Any) -> Any:
+        return (c * wide + v) * rows + r
+
+    with registers(chains) as at:
+        script.buffer_store(kept, f32(0), [place(*at)])
+    turns = script.serial(weights.starts[number], weights.starts[number + 1])
+    with turns as turn, registers(chains) as (c, v, r):
+        k = turn.astype("int64") * chains + c
+        read = data[base + weights.offsets[k].astype("int64") + v]
+        value = kept[place(c, v, r)] + weights.values[k, r] * read
+        script.buffer_store(kept, value, [place(c, v, r)])
+    with registers(1) as (_, v, r):
+        total = kept[place(0, v, r)]
+        for c in range(1, chains):
+            total = total + kept[place(c, v, r)]
+        script.buffer_store(beside, total, [first + v, number * rows + r])
+
+
+def _turn(sums: Any, beside: Any, first: Any, strip: Strip, outputs: int, parallel: bool) -> None:
+    """Sums of a tile as rows of outputs."""
+    whole = outputs // LANES
+    if whole:
+        with _each(whole, parallel) as c, script.unroll(i64(0), i64(strip.vectors)) as u:
+            lines = [sums[c * i64(LANES) + j, lanes(first + u * i64(LANES))] for j in range(LANES)]
+            for j, value in enumerate(turned(lines)):
+                script.buffer_store(beside, value, [first + u * i64(LANES) + j, lanes(c * i64(LANES))])
+    if whole * LANES < outputs:
+        with script.serial(i64(whole * LANES), i64(outputs)) as o, positions(strip) as v:
+            script.buffer_store(beside, sums[o, first + v], [first + v, o])
+
+
+@contextmanager
+def _outputs(rows: int) -> Iterator[Any]:
+    """Loops over the outputs of a block, as vectors where they make any."""
+    if rows == 1:
+        yield i64(0)
+        return
+    wide = min(rows, LANES)
+    with script.unroll(i64(0), i64(rows // wide)) as u, script.vectorized(i64(0), i64(wide)) as lane:
+        yield u * i64(wide) + lane
+
+
+@contextmanager
+def _each(count: int, parallel: bool) -> Iterator[Any]:
+    with (script.parallel if parallel else script.serial)(i64(0), i64(count)) as at:
+        yield at
+
+
+@contextmanager
+def _block(name: str) -> Iterator[None]:
+    """A block without axes: what is allocated in it is of one turn of the loops around."""
+    with script.sblock(name):
+        script.reads()
+        script.writes()
+        yield
+
+
+def _buffer(*shape: int) -> Any:
+    return script.sblock_alloc_buffer([i64(size) for size in shape], "float32")
+
+
+def _all(buffer: Any) -> tuple[slice, ...]:
+    return tuple(slice(i64(0), i64(int(size))) for size in buffer.shape)
+
+
+class Sparse(Rule):
+    """Schedule of the last pass of `kernel` with whatever elementwise operators were fused after it."""
+
+    def schedule(self, schedule: Any) -> Any:
+        if annotated(schedule, "sparse") is None:
+            return None
+        out = inline_around(schedule, lambda name: name.startswith("sparse_"))
+        loops = schedule.get_loops(out)
+        if not loops:
+            return None
+        elements = math.prod(extent(schedule, loop) for loop in loops)
+        if self.core.threads > 1 and elements > _WORTH_PARTS and len(loops) > 1:
+            schedule.parallel(schedule.fuse(*loops[:-1]))
+        return schedule

@@ -1,0 +1,104 @@
+"""Layers whose weights are mostly zero become kernels that skip the zeros, where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from tvm import relax
+
+from ..base import SparseLayer
+from .forms import DESCRIPTION, FLOPS, Forms, static_shape
+from .schedules import conv
+from .schedules.sources import Image, Pixels, Tokens
+from .sparse import Sparse, pattern_of
+from .workloads import Convolution, Product, Skipped
+
+_FULL = 0.9  # density from which no kernel is asked whether it would skip
+
+
+def convolution(
+    forms: Forms, x: Any, weights: NDArray[Any], window: conv.Window, groups: int, dense: Convolution
+) -> Any:
+    """The plain convolution of x by weights (O, I/groups, KH, KW) without their zeros; None where a dense one
+    is faster.
+    """
+    if np.count_nonzero(weights) > _FULL * weights.size:
+        return None
+    n, c, h, w = static_shape(x)
+    pointwise = window.kernel == (1, 1) and not any(window.padding)
+    data = (n, c, h, w)
+    source = Pixels(data, window.strides) if pointwise else Image(data, window)
+    matrix = _ungrouped(weights, groups).reshape(len(weights), -1)
+    return _taken(forms, x, weights, matrix, source, dense)
+
+
+def product(forms: Forms, x: Any, weights: NDArray[Any], dense: Product) -> Any:
+    """The product of x (..., K) and weights (K, N) without their zeros; None where a dense one is faster."""
+    if np.count_nonzero(weights) > _FULL * weights.size:
+        return None
+    shape = static_shape(x)
+    source = Tokens(shape[:-1], shape[-1])
+    return _taken(forms, x, weights, np.ascontiguousarray(weights.T), source, dense)
+
+
+def _taken(
+    forms: Forms,
+    x: Any,
+    weights: NDArray[Any],
+    matrix: NDArray[Any],
+    source: Pixels | Image | Tokens,
+    dense: Convolution | Product,
+) -> Any:
+    workload = Sparse(source, len(matrix), pattern_of(matrix))
+    if not forms.choices.skips(weights, workload, dense):
+        return None
+    choice = forms.choices.of(workload)
+    blocks = workload.blocks(matrix, choice)
+    function = workload.kernel(blocks, choice, forms.choices.core)
+    function = function.with_attrs({DESCRIPTION: workload.description, FLOPS: workload.flops})
+    variable = forms.builder.add_func(function, "sparse")
+    constants = [relax.const(array) for array in (blocks.values, blocks.offsets, blocks.starts)]
+    shape = relax.TensorType(workload.result.shape, "float32")
+    return forms.builder.emit(relax.call_tir(variable, [forms.rebuild(x), *constants], shape))
+
+
+def _ungrouped(weights: NDArray[Any], groups: int) -> NDArray[Any]:
+    """Weights (O, I/groups, KH, KW) as those of one group, zero between the old ones."""
+    if groups == 1:
+        return weights
+    out, each, kh, kw = weights.shape
+    wide = np.zeros((groups, out // groups, groups, each, kh, kw), weights.dtype)
+    split = weights.reshape(groups, out // groups, each, kh, kw)
+    for group in range(groups):
+        wide[group, :, group] = split[group]
+    return wide.reshape(out, groups * each, kh, kw)
+
+
+def told(layers: Iterable[Skipped], model: onnx.ModelProto) -> tuple[SparseLayer, ...]:
+    """Layers with the names that their weights have in the model."""
+    layers, names = list(layers), {}
+    for tensor in model.graph.initializer if layers else ():
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            array = numpy_helper.to_array(tensor)
+            names[_digest(array)] = names[_digest(array.T)] = tensor.name
+    return tuple(
+        SparseLayer(
+            weight=names.get(_digest(layer.weights)),
+            kernel=layer.sparse.description,
+            density=float(np.count_nonzero(layer.weights)) / layer.weights.size,
+            sparse=layer.taken,
+            gain=layer.gain,
+            measured=layer.measured,
+        )
+        for layer in layers
+    )
+
+
+def _digest(array: NDArray[Any]) -> bytes:
+    return sha256(np.ascontiguousarray(array).data).digest()

@@ -1,0 +1,202 @@
+"""Layers whose weights are mostly zero: the kernels that skip zeros, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .schedules import sparse
+from .schedules.blocks import Blocks, Strip, blocks_of
+from .schedules.common import LANES, Core, Rule, ceil_div
+from .schedules.sources import Image, Pixels, Tokens, width
+
+MOST = 12  # choices of a layer
+_BLOCKS = (1, 2, 4, 8, 16)  # outputs
+_ALIKE = 1.05  # density of higher blocks over that of lower ones, where the pattern is of the higher ones
+_FEW = 8  # positions below which outputs are in the lanes
+_CACHES = (1 << 15, 1 << 18)  # bytes of a panel that stay in the first and the second cache
+
+# The static model of a core, in cycles.
+_FMAS, _LOADS = 2.0, 2.0  # of vectors
+_READ = (1.0, 1.4, 3.0)  # of a vector of the source: in the first cache, in the second, in the last
+_LATENCY = 4.0
+_BEGIN = 24.0  # a block: its loop, its registers
+_PACK, _TURN, _LAST = 0.5, 0.4, 0.6  # of an element of the source, of turned sums, of the last pass
+_BYTES = {False: 12.0, True: 6.0}  # of weights, from the last cache or from memory
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where a matrix of weights has zeros.
+
+    Attributes:
+        rows: outputs that share their zeros: the largest blocks that fit.
+        density: of such blocks, in hundredths.
+    """
+
+    rows: int
+    density: int
+
+    def share(self, rows: int) -> float:
+        """How many blocks of so many outputs are not all zero, of all."""
+        density = self.density / 100
+        return density if rows <= self.rows else 1 - (1 - density) ** (rows / self.rows)
+
+    def __str__(self) -> str:
+        blocks = f"{self.rows}x1" if self.rows > 1 else "single"
+        return f"{100 - self.density}% zeros, {blocks}"
+
+
+def pattern_of(weights: NDArray[Any]) -> Pattern:
+    """The pattern of weights (outputs, columns)."""
+    nonzero = weights != 0
+    density, rows = float(nonzero.mean()), 1
+    for size in _BLOCKS[1:]:
+        share = _share(nonzero, size)
+        if share > _ALIKE * density:
+            break
+        rows = size
+    return Pattern(rows, min(100, math.ceil(100 * _share(nonzero, rows))))
+
+
+def _share(nonzero: NDArray[Any], rows: int) -> float:
+    outputs, columns = nonzero.shape
+    padded = np.zeros((ceil_div(outputs, rows) * rows, columns), bool)
+    padded[:outputs] = nonzero
+    return float(padded.reshape(-1, rows, columns).any(1).mean())
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A layer by kernels that skip its zeros.
+
+    Attributes:
+        source: what it reads.
+        pattern: of its weights; times hold for all weights of the pattern.
+    """
+
+    name: ClassVar[str] = "sparse"
+    rules: ClassVar[tuple[type[Rule], ...]] = (sparse.Sparse,)
+
+    source: Pixels | Image | Tokens
+    outputs: int
+    pattern: Pattern
+
+    @property
+    def description(self) -> str:
+        match self.source:
+            case Tokens():
+                what = f"product {self.source.positions} x {self.source.channels} by {self.outputs}"
+            case Pixels():
+                what = f"convolution 1 x 1, {self.source.channels} to {self.outputs} channels"
+            case Image():
+                kernel = " x ".join(map(str, self.source.window.kernel))
+                what = f"convolution {kernel}, {self.source.channels} to {self.outputs} channels"
+        return f"sparse {what}, {self.pattern}"
+
+    @property
+    def columns(self) -> int:
+        """Of the weights."""
+        taps = math.prod(self.source.window.kernel) if isinstance(self.source, Image) else 1
+        return self.source.channels * taps
+
+    @property
+    def flops(self) -> float:
+        """Of the weights that are not zero."""
+        return 2.0 * self.outputs * self.columns * self.source.positions * self.pattern.density / 100
+
+    @property
+    def result(self) -> sparse.Result:
+        if isinstance(self.source, Tokens):
+            return sparse.rows_of(self.source, self.outputs)
+        return sparse.image_of(self.source, self.outputs)
+
+    def choices(self, core: Core, far: bool) -> Sequence[tuple[int, ...]]:
+        """The best by the static model first."""
+        found = sorted(self._strips(core), key=lambda strip: self.cycles(astuple(strip), core, far))
+        return [astuple(strip) for strip in found[:MOST]]
+
+    def _strips(self, core: Core) -> list[Strip]:
+        positions, found = self.source.positions, []
+        for rows in _BLOCKS:
+            if rows > 2 * max(self.pattern.rows, 1) or rows > max(1, self.outputs):
+                break
+            if positions < _FEW:
+                lanes = ceil_div(rows, LANES)
+                for wide in range(1, min(positions, 4) + 1):
+                    for chains in (1, 2, 4, 8):
+                        if chains * wide * lanes <= core.registers - 4:
+                            found.append(Strip(rows, wide, 0, chains))
+            if rows > 8 or positions < _FEW // 2:
+                continue
+            for vectors in range(1, min(core.registers - 2, ceil_div(positions, LANES)) + 1):
+                if rows * vectors + min(rows, vectors) + 1 <= core.registers:
+                    found += [Strip(rows, vectors, depth) for depth in self._depths(vectors)]
+        return found
+
+    def _depths(self, vectors: int) -> list[int]:
+        """Channels of which a panel fills half the first cache, or twice it; or all of them."""
+        each = 4 * vectors * LANES
+        if isinstance(self.source, Image):  # a tile reads the rows around it too
+            each += 4 * self.source.phase[1] * (self.source.window.kernel[0] - 1)
+        depths = {max(1, size // each) for size in (_CACHES[0] // 2, 2 * _CACHES[0])}
+        return [0, *sorted(depth for depth in depths if 2 * depth <= self.source.channels)]
+
+    def cycles(self, choice: tuple[int, ...], core: Core, far: bool) -> float:
+        """What a choice takes, by the static model."""
+        strip, source = Strip(*choice), self.source
+        blocks, panels = ceil_div(self.outputs, strip.rows), strip.panels(source.channels)
+        tiles = ceil_div(width(source, strip), strip.wide)
+        nonzeros = blocks * self.columns * self.pattern.share(strip.rows)
+        if strip.chains:
+            lanes = ceil_div(strip.rows, LANES)
+            multiplies, loads = lanes * strip.wide, lanes + strip.wide + 0.5
+            sums = strip.chains * multiplies
+        else:
+            multiplies = strip.rows * strip.vectors
+            sums = multiplies
+            panel = 4 * strip.wide * (strip.depth or source.channels)
+            read = _READ[sum(panel > cache for cache in _CACHES)]
+            loads = strip.rows + strip.vectors * read + 0.5
+        each = max(multiplies / _FMAS, loads / _LOADS, _LATENCY * multiplies / sums)
+        begin = _BEGIN + sums * (2 if panels > 1 else 1)
+        passes = source.positions * (
+            source.channels * _PACK + self.outputs * (_LAST + _TURN * isinstance(source, Tokens))
+        )
+        weights = nonzeros * 4 * (strip.rows + 1) / _BYTES[far]
+        return tiles * (nonzeros * each + panels * blocks * begin) + passes + weights
+
+    def blocks(self, weights: NDArray[Any], choice: tuple[int, ...]) -> Blocks:
+        """Weights (outputs, columns) as the kernel of a choice reads them."""
+        strip = Strip(*choice)
+        return blocks_of(weights, *self.source.columns(strip), strip)
+
+    def kernel(self, blocks: Blocks, choice: tuple[int, ...], core: Core) -> Any:
+        """A PrimFunc of the operand and of the arrays of ``blocks``."""
+        strip = Strip(*choice)
+        return sparse.kernel(self.source, self.outputs, len(blocks.values), strip, self.result, core)
+
+    def function(self, choice: tuple[int, ...], core: Core) -> Any:
+        """A kernel for weights of the pattern."""
+        return self.kernel(self.blocks(self._weights, choice), choice, core)
+
+    def operands(self, choice: tuple[int, ...]) -> list[Operand]:
+        """What it takes: shapes of random tensors, or arrays; the result last."""
+        blocks = self.blocks(self._weights, choice)
+        return [self.source.shape, blocks.values, blocks.offsets, blocks.starts, self.result.shape]
+
+    @cached_property
+    def _weights(self) -> NDArray[Any]:
+        rng, rows = np.random.default_rng(0), self.pattern.rows
+        present = rng.random((ceil_div(self.outputs, rows), self.columns)) < self.pattern.density / 100
+        return np.repeat(present, rows, 0)[: self.outputs].astype(np.float32)
+
+
+# Of a kernel by itself: the shape of a random tensor, or its value.
+Operand: TypeAlias = tuple[int, ...] | NDArray[Any]
