@@ -24,9 +24,9 @@ _CACHES = (1 << 15, 1 << 18)  # bytes of a panel that stay in the first and the 
 
 # The static model of a core, in cycles.
 _FMAS, _LOADS = 2.0, 2.0  # of vectors
-_READ = (1.0, 1.4, 3.0)  # of a vector of the source: in the first cache, in the second, in the last
+_READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
 _LATENCY = 4.0
-_BEGIN = 24.0  # a block: its loop, its registers
+_BEGIN = 30.0  # a block: its loop, its registers
 _PACK, _TURN, _LAST = 0.5, 0.4, 0.6  # of an element of the source, of turned sums, of the last pass
 _BYTES = {False: 12.0, True: 6.0}  # of weights, from the last cache or from memory
 
@@ -136,17 +136,22 @@ class Sparse:
             if rows > 8 or positions < _FEW // 2:
                 continue
             for vectors in range(1, min(core.registers - 2, ceil_div(positions, LANES)) + 1):
-                if rows * vectors + min(rows, vectors) + 1 <= core.registers:
+                read = vectors if rows > 1 else 0  # that several rows multiply, and no memory operands
+                if rows * vectors + read + 1 <= core.registers:
                     found += [Strip(rows, vectors, depth) for depth in self._depths(vectors)]
         return found
 
     def _depths(self, vectors: int) -> list[int]:
-        """Channels of which a panel fills half the first cache, or twice it; or all of them."""
-        each = 4 * vectors * LANES
-        if isinstance(self.source, Image):  # a tile reads the rows around it too
-            each += 4 * self.source.phase[1] * (self.source.window.kernel[0] - 1)
-        depths = {max(1, size // each) for size in (_CACHES[0] // 2, 2 * _CACHES[0])}
+        """Channels of which a panel fills half the first cache, all of it, or twice it; or all channels."""
+        each = self._bytes(vectors * LANES)
+        depths = {max(1, (_CACHES[0] << n) // (2 * each)) for n in range(3)}
         return [0, *sorted(depth for depth in depths if 2 * depth <= self.source.channels)]
+
+    def _bytes(self, wide: int) -> int:
+        """Of each channel that a tile reads: where taps are offsets, of the rows around it too."""
+        if isinstance(self.source, Image):
+            wide += self.source.phase[1] * (self.source.window.kernel[0] - 1)
+        return 4 * wide
 
     def cycles(self, choice: tuple[int, ...], core: Core, far: bool) -> float:
         """What a choice takes, by the static model."""
@@ -161,9 +166,8 @@ class Sparse:
         else:
             multiplies = strip.rows * strip.vectors
             sums = multiplies
-            panel = 4 * strip.wide * (strip.depth or source.channels)
-            read = _READ[sum(panel > cache for cache in _CACHES)]
-            loads = strip.rows + strip.vectors * read + 0.5
+            panel = self._bytes(strip.wide) * (strip.depth or source.channels)
+            loads = strip.rows + strip.vectors * _read(panel) + 0.5
         each = max(multiplies / _FMAS, loads / _LOADS, _LATENCY * multiplies / sums)
         begin = _BEGIN + sums * (2 if panels > 1 else 1)
         passes = source.positions * (
@@ -196,6 +200,12 @@ class Sparse:
         rng, rows = np.random.default_rng(0), self.pattern.rows
         present = rng.random((ceil_div(self.outputs, rows), self.columns)) < self.pattern.density / 100
         return np.repeat(present, rows, 0)[: self.outputs].astype(np.float32)
+
+
+def _read(panel: int) -> float:
+    """Loads that a vector of a panel of so many bytes is worth: each cache holds its share of it."""
+    first, second = (min(1.0, size / panel) for size in _CACHES)
+    return first * _READ[0] + (second - first) * _READ[1] + (1 - second) * _READ[2]
 
 
 # Of a kernel by itself: the shape of a random tensor, or its value.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,19 @@ def inline_around(schedule: Any, kept: Callable[[str], bool]) -> Any:
         except s_tir.ScheduleError:
             continue
     return last_block(schedule)
+
+
+def joined(sizes: Sequence[int], at: Sequence[Any]) -> Any:
+    """The place of a position when its axes, of these sizes, are one."""
+    place = i64(0)
+    for size, index in zip(sizes, at, strict=True):
+        place = place * i64(size) + index
+    return place
+
+
+def flat(shape: Sequence[int]) -> Any:
+    """The index map that joins all axes but the last."""
+    return tirx.IndexMap.from_func(lambda *at: [joined(shape[:-1], at[:-1]), at[-1]], ndim=len(shape))
 
 
 def with_axes_joined(schedule: Any, out: Any, index_map: Any) -> Any:

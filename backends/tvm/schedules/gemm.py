@@ -16,8 +16,10 @@ from .common import (
     annotated,
     ceil_div,
     extent,
+    flat,
     i64,
     inline_around,
+    joined,
     last_block,
     unroll_init,
     vectorize,
@@ -100,7 +102,7 @@ def matmul_packed(x: Read, lead: Sequence[int], k: int, weights: Any, n: int, ti
     )
 
     def result(*at: Any) -> Any:
-        row = _joined(lead, at[:-1])
+        row = joined(lead, at[:-1])
         return sums[row, tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))]
 
     return te.compute([i64(d) for d in (*lead, n)], result, name="gemm_out")
@@ -155,19 +157,6 @@ def matmul_batched(
     return te.compute([full[axis] for axis in order], result, name="gemm_out")
 
 
-def _joined(sizes: Sequence[int], at: Sequence[Any]) -> Any:
-    """The place of a position when its axes, of these sizes, are one."""
-    place = i64(0)
-    for size, index in zip(sizes, at, strict=True):
-        place = place * i64(size) + index
-    return place
-
-
-def _flat(shape: Sequence[int]) -> Any:
-    """The index map that joins all axes but the last."""
-    return tirx.IndexMap.from_func(lambda *at: [_joined(shape[:-1], at[:-1]), at[-1]], ndim=len(shape))
-
-
 def _rows_near(tiles: int, mr: int, depth: int) -> int:
     """How many tiles of rows to multiply by each panel in turn, so that they stay in the second cache."""
     most = max(1, _NEAR_BYTES // (mr * depth * 4))
@@ -188,7 +177,7 @@ class Gemm(Rule):
         out = inline_around(schedule, lambda name: name in ("gemm_pack", "gemm_sum"))
         shape = [extent(schedule, loop) for loop in schedule.get_loops(out)]
         if constant and len(shape) > 2:
-            schedule = with_axes_joined(schedule, out, _flat(shape))
+            schedule = with_axes_joined(schedule, out, flat(shape))
             sums, out = schedule.get_sblock("gemm_sum"), last_block(schedule)
         *rows, column = schedule.get_loops(out)
         if not rows:

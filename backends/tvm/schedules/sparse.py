@@ -23,7 +23,20 @@ from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import f32
 from .blocks import Strip
-from .common import LANES, WORTH_THREADS, Core, Rule, annotated, ceil_div, extent, i64, inline_around
+from .common import (
+    LANES,
+    WORTH_THREADS,
+    Core,
+    Rule,
+    annotated,
+    ceil_div,
+    extent,
+    flat,
+    i64,
+    inline_around,
+    last_block,
+    with_axes_joined,
+)
 from .sources import Image, Pixels, Source, Tokens, lanes, positions, turned, width
 
 _FUSIBLE = 4  # for TVM's fusion: what is elementwise may follow
@@ -72,9 +85,9 @@ def kernel(source: Source, outputs: int, nonzeros: int, strip: Strip, result: Re
     Args:
         nonzeros: length of the arrays.
     """
-    count = ceil_div(outputs, strip.rows)
-    whole, panels = width(source, strip), strip.panels(source.channels)
-    tiles = ceil_div(whole, strip.wide)
+    count, panels = ceil_div(outputs, strip.rows), strip.panels(source.channels)
+    tiles = ceil_div(width(source, strip), strip.wide)
+    whole = tiles * strip.wide if result.turned else width(source, strip)
     work = 2.0 * nonzeros * strip.rows * strip.wide  # floating-point operations of a tile
     by_tile = core.threads > 1 and tiles >= 2 * core.threads and tiles * work > WORTH_THREADS
     by_block = core.threads > 1 and not by_tile and work / panels > WORTH_THREADS
@@ -92,32 +105,46 @@ def kernel(source: Source, outputs: int, nonzeros: int, strip: Strip, result: Re
         )
         made = argument("result", result.shape, "float32")
         high = count * strip.rows
-        sums: Any = _buffer(high, whole) if not strip.chains else None
-        beside: Any = _buffer(whole, ceil_div(high, LANES) * LANES) if strip.chains or result.turned else None
-        with script.sblock("sparse_sum"):
-            script.sblock_attr({"sparse": 1})
-            script.reads(*(buffer[_all(buffer)] for buffer in (x, *weights)))
-            script.writes(*(buffer[_all(buffer)] for buffer in (sums, beside) if buffer is not None))
-            image = source.prepare(x, core, strip)
-            with _each(tiles, by_tile) as t, _block("sparse_tile"):
-                first = t * i64(strip.wide)
-                if whole % strip.wide:
-                    first = tirx.min(first, i64(whole - strip.wide))
-                panel = source.pack(x, first, core, strip)
-                data, base = (panel, i64(0)) if image is None else (image, first)
-                parts = script.serial(i64(0), i64(panels))
-                with parts as part, _each(count, by_block) as o, _block("sparse_block"):
-                    number = part * i64(count) + o
-                    if sums is None:
-                        _few(weights, data, base, beside, first, number, strip)
-                    else:
-                        _many(weights, data, base, sums, first, number, o, panels > 1, part, strip)
-                if sums is not None and beside is not None:
-                    _turn(sums, beside, first, strip, high, by_block)
+        turned = result.turned or bool(strip.chains)
+        sums = _buffer(whole, ceil_div(high, LANES) * LANES) if turned else _buffer(high, whole)
+
+        def tile(t: Any, image: Any) -> None:
+            first = t * i64(strip.wide)
+            if whole % strip.wide:
+                first = tirx.min(first, i64(whole - strip.wide))
+            panel = source.pack(x, first, core, strip)
+            data, base = (panel, i64(0)) if image is None else (image, first)
+            part, at = (_buffer(high, strip.wide), i64(0)) if result.turned else (sums, first)
+            parts = script.serial(i64(0), i64(panels))
+            with parts as number, _each(count, by_block) as o, _block("sparse_block"):
+                block = number * i64(count) + o
+                if strip.chains:
+                    _few(weights, data, base, sums, first, block, strip)
+                else:
+                    _many(weights, data, base, part, at, block, o, None if panels == 1 else number, strip)
+            if result.turned and not strip.chains:
+                _turn(part, sums, first, strip, high, by_block)
+
+        if result.turned:
+            with script.serial(i64(0), i64(tiles)) as t, script.sblock("sparse_sum"):
+                t, all_ = script.axis.spatial(i64(tiles), t), script.axis.spatial(i64(1), i64(0))
+                script.sblock_attr({"sparse": f"{strip.wide},{int(by_tile)}"})
+                script.reads(*(buffer[_all(buffer)] for buffer in (x, *weights)))
+                first, start, size = t * strip.wide, all_ * sums.shape[1], sums.shape[1]
+                script.writes(sums[first : first + strip.wide, start : start + size])
+                tile(t, None)
+        else:
+            with script.sblock("sparse_sum"):
+                script.sblock_attr({"sparse": "0,0"})
+                script.reads(*(buffer[_all(buffer)] for buffer in (x, *weights)))
+                script.writes(sums[_all(sums)])
+                image = source.prepare(x, core, strip)
+                with _each(tiles, by_tile) as t, _block("sparse_tile"):
+                    tile(t, image)
         with script.grid(*(i64(size) for size in result.shape)) as at, script.sblock("sparse_out"):
             axes = list(script.axis.remap("S" * len(result.shape), list(at)))
             o, p = result.place(*axes)
-            script.buffer_store(made, sums[o, p] if beside is None else beside[p, o], axes)
+            script.buffer_store(made, sums[p, o] if turned else sums[o, p], axes)
     return builder.get()
 
 
@@ -137,11 +164,15 @@ def _many(
     first: Any,
     number: Any,
     block: Any,
-    goes_on: bool,
-    part: Any,
+    panel: Any,
     strip: Strip,
 ) -> None:
-    """The sums of one block of outputs at the positions of one tile, positions in the lanes."""
+    """The sums of one block of outputs at the positions of one tile, positions in the lanes.
+
+    Args:
+        number: of the block in the arrays.
+        panel: of the source, where there are several: sums are added to those of the ones before.
+    """
     rows, wide = strip.rows, strip.wide
     kept = script.sblock_alloc_buffer([i64(rows * wide)], "float32", scope="local")
 
@@ -151,7 +182,9 @@ def _many(
             yield r, v
 
     with registers() as (r, v):
-        start = tirx.Select(part == 0, f32(0), sums[block * rows + r, first + v]) if goes_on else f32(0)
+        start = f32(0)
+        if panel is not None:
+            start = tirx.Select(panel == 0, start, sums[block * rows + r, first + v])
         script.buffer_store(kept, start, [r * wide + v])
     with script.serial(weights.starts[number], weights.starts[number + 1]) as k:
         at = k.astype("int64")
@@ -162,7 +195,7 @@ def _many(
         script.buffer_store(sums, kept[r * wide + v], [block * rows + r, first + v])
 
 
-def _few(weights: _Weights, data: Any, base: Any, beside: Any, first: Any, number: Any, strip: Strip) -> None:
+def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number: Any, strip: Strip) -> None:
     """The sums of one block of outputs at the few positions of one tile, outputs in the lanes."""
     rows, wide, chains = strip.rows, strip.wide, strip.chains
     kept = script.sblock_alloc_buffer([i64(chains * wide * rows)], "float32", scope="local")
@@ -188,20 +221,20 @@ def _few(weights: _Weights, data: Any, base: Any, beside: Any, first: Any, numbe
         total = kept[place(0, v, r)]
         for c in range(1, chains):
             total = total + kept[place(c, v, r)]
-        script.buffer_store(beside, total, [first + v, number * rows + r])
+        script.buffer_store(sums, total, [first + v, number * rows + r])
 
 
-def _turn(sums: Any, beside: Any, first: Any, strip: Strip, outputs: int, parallel: bool) -> None:
-    """Sums of a tile as rows of outputs."""
+def _turn(part: Any, sums: Any, first: Any, strip: Strip, outputs: int, parallel: bool) -> None:
+    """The sums of a tile, as rows of outputs."""
     whole = outputs // LANES
     if whole:
         with _each(whole, parallel) as c, script.unroll(i64(0), i64(strip.vectors)) as u:
-            lines = [sums[c * i64(LANES) + j, lanes(first + u * i64(LANES))] for j in range(LANES)]
+            lines = [part[c * i64(LANES) + j, lanes(u * i64(LANES))] for j in range(LANES)]
             for j, value in enumerate(turned(lines)):
-                script.buffer_store(beside, value, [first + u * i64(LANES) + j, lanes(c * i64(LANES))])
+                script.buffer_store(sums, value, [first + u * i64(LANES) + j, lanes(c * i64(LANES))])
     if whole * LANES < outputs:
         with script.serial(i64(whole * LANES), i64(outputs)) as o, positions(strip) as v:
-            script.buffer_store(beside, sums[o, first + v], [first + v, o])
+            script.buffer_store(sums, part[o, v], [first + v, o])
 
 
 @contextmanager
@@ -239,16 +272,27 @@ def _all(buffer: Any) -> tuple[slice, ...]:
 
 
 class Sparse(Rule):
-    """Schedule of the last pass of `kernel` with whatever elementwise operators were fused after it."""
+    """Schedule of `kernel` with whatever elementwise operators were fused after it.
+
+    Rows of tokens are finished tile by tile, images in a last pass.
+    """
 
     def schedule(self, schedule: Any) -> Any:
-        if annotated(schedule, "sparse") is None:
+        found = annotated(schedule, "sparse")
+        if found is None:
             return None
+        wide, parallel = (int(v) for v in str(found[1]).split(","))
         out = inline_around(schedule, lambda name: name.startswith("sparse_"))
-        loops = schedule.get_loops(out)
-        if not loops:
-            return None
-        elements = math.prod(extent(schedule, loop) for loop in loops)
-        if self.core.threads > 1 and elements > _WORTH_PARTS and len(loops) > 1:
-            schedule.parallel(schedule.fuse(*loops[:-1]))
+        shape = [extent(schedule, loop) for loop in schedule.get_loops(out)]
+        if wide:
+            if len(shape) > 2:
+                schedule = with_axes_joined(schedule, out, flat(shape))
+                out = last_block(schedule)
+            rows, _ = schedule.get_loops(out)
+            tile, _ = schedule.split(rows, [None, wide])
+            schedule.compute_at(schedule.get_sblock("sparse_sum"), tile, preserve_unit_loops=True)
+            if parallel:
+                schedule.parallel(tile)
+        elif self.core.threads > 1 and math.prod(shape) > _WORTH_PARTS and len(shape) > 1:
+            schedule.parallel(schedule.fuse(*schedule.get_loops(out)[:-1]))
         return schedule
