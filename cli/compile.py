@@ -15,11 +15,11 @@ from rich.table import Table
 
 from ..analysis.errors import UsageError
 from ..backends.artifact import Batch
-from ..backends.base import Kernel, Progress
+from ..backends.base import Kernel, Progress, SparseLayer
 from ..backends.library import description_path, weights_path
 from . import amounts, options
 from .app import app, examples
-from .show import check_outputs, console, emit, grid, say, step
+from .show import ROWS, check_outputs, console, emit, grid, say, step
 
 TrackerAt = Annotated[
     str | None,
@@ -87,6 +87,8 @@ def compile_(
         say(f"wrote {weights_path(output)} ({weights_path(output).stat().st_size:,} bytes)")
     if artifact.batch is not None:
         say(_batch_told(artifact.batch))
+    if artifact.sparse:
+        _show_sparse(artifact.sparse)
     emit(
         json_,
         {
@@ -95,9 +97,25 @@ def compile_(
             "target": target,
             "threads": threads,
             "batch": None if artifact.batch is None else asdict(artifact.batch),
+            "sparse": [asdict(layer) for layer in artifact.sparse],
             "seconds": seconds,
         },
     )
+
+
+def _show_sparse(layers: Sequence[SparseLayer]) -> None:
+    """Layers with zeros, and whether their kernels skip them."""
+    table = grid("weight", "zeros", "skipped", "gain", title=f"{len(layers)} layers with zeros")
+    for layer in layers[:ROWS]:
+        skipped = "yes" if layer.sparse else "no: sparsity does not pay here"
+        gain = f"{layer.gain:.2f}" + ("" if layer.measured else " estimated")
+        table.add_row(escape(layer.weight or ""), f"{1 - layer.density:.0%}", skipped, gain)
+    console.print(table)
+    if len(layers) > ROWS:
+        say(f"… and {len(layers) - ROWS} more: see --json")
+    taken = sum(layer.sparse for layer in layers)
+    how = "" if all(layer.measured for layer in layers) else "; --tune measures it"
+    say(f"{taken} of {len(layers)} layers with zeros skip them{how}")
 
 
 def _batch_told(batch: Batch) -> str:

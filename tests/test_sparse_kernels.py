@@ -1,0 +1,221 @@
+"""Kernels that skip zeros compute what dense ones do, and are taken where they are faster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx_prune import Model, compile, save, tune
+from onnx_prune.backends.artifact import CpuArtifact
+from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
+from test_backends import Net
+from test_cli import run
+
+pytestmark = pytest.mark.skipif(find_spec("tvm") is None, reason="Apache TVM is not installed")
+Mask = Callable[[np.random.Generator, int, int], NDArray[Any]]
+
+
+def blocks(rows: int, density: float) -> Mask:
+    def mask(rng: np.random.Generator, outputs: int, columns: int) -> NDArray[Any]:
+        kept = rng.random((-(-outputs // rows), columns)) < density
+        return np.repeat(kept, rows, 0)[:outputs]
+
+    return mask
+
+
+def two_of_four(rng: np.random.Generator, outputs: int, columns: int) -> NDArray[Any]:
+    """Of each row of its own; the last group is ragged."""
+    places = np.argsort(rng.random((outputs, -(-columns // 4), 4)), -1) < 2
+    return places.reshape(outputs, -1)[:, :columns]
+
+
+def empty_rows(rng: np.random.Generator, outputs: int, columns: int) -> NDArray[Any]:
+    return (rng.random((outputs, columns)) < 0.5) & (np.arange(outputs) % 3 == 0)[:, None]
+
+
+def one(rng: np.random.Generator, outputs: int, columns: int) -> NDArray[Any]:
+    return np.arange(outputs * columns).reshape(outputs, columns) == outputs * columns - 2
+
+
+def nothing(rng: np.random.Generator, outputs: int, columns: int) -> NDArray[Any]:
+    return np.zeros((outputs, columns), bool)
+
+
+MASKS: dict[str, Mask] = {
+    "4x1": blocks(4, 0.3),
+    "16x1": blocks(16, 0.3),
+    "single": blocks(1, 0.2),
+    "2:4": two_of_four,
+    "empty rows": empty_rows,
+    "one": one,
+    "nothing": nothing,
+}
+
+
+def layers() -> dict[str, onnx.ModelProto]:
+    """Odd sizes, strides, dilations, groups, batches, epilogues; few positions, and one."""
+    found = {}
+    net = Net(1, 13, 9, 11)
+    x = net.conv("x", 13, 21, 3, pads=[1, 1, 1, 1])
+    found["3x3"] = net.model(net.op("Relu", net.op("Add", x, net.weight(21, 1, 1))))
+    net = Net(2, 10, 12, 7)
+    found["strided"] = net.model(net.conv("x", 10, 19, 3, strides=[2, 2], pads=[0, 1, 1, 0]))
+    net = Net(1, 6, 13, 12)
+    found["dilated"] = net.model(net.conv("x", 6, 9, 3, dilations=[2, 3], pads=[2] * 4, strides=[1, 2]))
+    net = Net(1, 24, 8, 8)
+    found["groups"] = net.model(net.conv("x", 24, 12, 3, groups=3, pads=[1] * 4))
+    net = Net(1, 20, 7, 9)
+    y = net.conv("x", 20, 20, 1)
+    found["residual"] = net.model(net.op("Sigmoid", net.op("Add", y, "x")))
+    net = Net(3, 18, 5, 5)
+    found["1x1 strided"] = net.model(net.conv("x", 18, 33, 1, strides=[2, 2]))
+    net = Net(1, 16, 2, 2)
+    found["few positions"] = net.model(net.conv("x", 16, 22, 3, pads=[1] * 4))
+    net = Net(2, 37, 30)
+    found["tokens"] = net.model(net.op("Add", net.op("MatMul", "x", net.weight(30, 50)), net.weight(50)))
+    net = Net(1, 3, 7, 41)
+    found["few tokens"] = net.model(net.op("Relu", net.op("MatMul", "x", net.weight(41, 27))))
+    net = Net(1, 64)
+    found["one token"] = net.model(net.op("MatMul", "x", net.weight(64, 45)))
+    return found
+
+
+def with_zeros(model: onnx.ModelProto, mask: Mask, seed: int) -> onnx.ModelProto:
+    """Weights of small integers, so that every order of summing gives the same; zero where the mask is."""
+    model, rng = onnx.ModelProto.FromString(model.SerializeToString()), np.random.default_rng(seed)
+    kinds = {node.input[1]: node.op_type for node in model.graph.node if node.op_type in ("Conv", "MatMul")}
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        drawn = rng.integers(-4, 5, value.shape).astype(np.float32)
+        if tensor.name in kinds:
+            matrix = value.T if kinds[tensor.name] == "MatMul" else value.reshape(len(value), -1)
+            kept = mask(rng, *matrix.shape)
+            drawn = np.where(drawn == 0, np.float32(5), drawn)
+            drawn = drawn * (kept.T if kinds[tensor.name] == "MatMul" else kept.reshape(value.shape))
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(drawn), tensor.name))
+    return model
+
+
+def built(model: onnx.ModelProto, number: int, threads: int) -> tuple[CpuArtifact, list[Any]]:
+    """Compiled with the zeros skipped everywhere, by the choice of a number; and those layers."""
+    from onnx_prune.backends.tvm import build, frontend, machine
+    from onnx_prune.backends.tvm.sparse import Sparse
+    from onnx_prune.backends.tvm.workloads import Choices
+
+    class Forced(Choices):
+        def of(self, workload: Any) -> Any:
+            options = self.options(workload)
+            return options[number % len(options)] if isinstance(workload, Sparse) else super().of(workload)
+
+        def skips(self, weights: Any, sparse: Any, dense: Any) -> bool:
+            super().skips(weights, sparse, dense)
+            self.layers[-1] = replace(self.layers[-1], taken=True)
+            return True
+
+    choices, target = Forced(), machine.host_target(threads)
+    program = build.build({"main": frontend.import_model(frontend.fold(model))}, target, choices)
+    reference = OnnxRuntimeBackend(1).compile(model)
+    return CpuArtifact(program, reference.inputs, reference.outputs, target), choices.layers
+
+
+@pytest.mark.parametrize("pattern", MASKS)
+@pytest.mark.parametrize("layer", layers())
+def test_every_pattern_computes_what_the_dense_layer_does(layer: str, pattern: str) -> None:
+    number = (list(MASKS).index(pattern) * 5 + len(layer)) % 12
+    model = with_zeros(layers()[layer], MASKS[pattern], number)
+    artifact, sparse = built(model, number, 1 + number % 2)
+    assert len(sparse) == 1
+    (spec,) = artifact.inputs
+    rng = np.random.default_rng(1)
+    x = rng.integers(-5, 6, [int(size) for size in spec.shape]).astype(np.float32)  # type: ignore[arg-type]
+    (wanted,) = OnnxRuntimeBackend(1).compile(model).run({spec.name: x}).values()
+    (got,) = artifact.run({spec.name: x}).values()
+    if "Sigmoid" in [node.op_type for node in model.graph.node]:
+        assert np.allclose(got, wanted, rtol=0, atol=1e-6)
+    else:
+        assert np.array_equal(got, wanted)
+    assert pattern == "nothing" or np.any(wanted)
+
+
+@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("layer", ["3x3", "1x1 strided", "tokens", "few tokens"])
+def test_every_choice_computes_the_same(layer: str, number: int) -> None:
+    model = with_zeros(layers()[layer], MASKS["4x1"], number)
+    artifact, _ = built(model, number, 1 + number % 2)
+    (spec,) = artifact.inputs
+    rng = np.random.default_rng(2)
+    x = rng.integers(-5, 6, [int(size) for size in spec.shape]).astype(np.float32)  # type: ignore[arg-type]
+    (wanted,) = OnnxRuntimeBackend(1).compile(model).run({spec.name: x}).values()
+    (got,) = artifact.run({spec.name: x}).values()
+    assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(("rows", "depth", "chains"), [(1, 0, 0), (4, 0, 0), (4, 3, 0), (2, 5, 0), (8, 0, 4)])
+def test_blocks_hold_the_weights(rows: int, depth: int, chains: int) -> None:
+    from onnx_prune.backends.tvm.schedules.blocks import Strip, blocks_of
+
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((13, 22)).astype(np.float32) * MASKS["4x1"](rng, 13, 22)
+    weights[4:8] = 0
+    channels, offsets = np.arange(22) // 2, np.arange(22) * 7
+    strip = Strip(rows, 1, depth, chains)
+    blocks = blocks_of(weights, offsets, channels, strip)
+    count, turn = -(-13 // rows), max(1, chains)
+    back = np.zeros((count * rows, 22), np.float32)
+    for number, (start, end) in enumerate(zip(blocks.starts, blocks.starts[1:], strict=False)):
+        for k in range(start * turn, end * turn):
+            column = blocks.offsets[k] // 7
+            if blocks.values[k].any():
+                assert not depth or channels[column] // depth == number // count
+                block = number % count
+                back[block * rows : (block + 1) * rows, column] += blocks.values[k]
+    assert np.array_equal(back[:13], weights)
+    assert len(blocks.starts) == strip.panels(11) * count + 1
+
+
+def test_the_pattern_is_that_of_the_highest_blocks() -> None:
+    from onnx_prune.backends.tvm.sparse import Pattern, pattern_of
+
+    rng = np.random.default_rng(0)
+    for rows in (1, 2, 4, 8, 16):
+        found = pattern_of(MASKS["nothing"](rng, 64, 100) | blocks(rows, 0.25)(rng, 64, 100))
+        assert found.rows == rows and 20 < found.density < 31
+    assert pattern_of(np.zeros((8, 8))) == Pattern(16, 0)
+    assert Pattern(4, 25).share(4) == Pattern(4, 25).share(1) == 0.25
+    assert Pattern(4, 25).share(8) == 1 - 0.75**2
+
+
+def test_zeros_are_skipped_where_it_pays(tmp_path: Path) -> None:
+    """Of two layers one is nearly full of zeros, of the other every third weight is zero."""
+    net = Net(1, 64, 14, 14)
+    model = net.model(net.conv(net.op("Relu", net.conv("x", 64, 64, 1)), 64, 64, 1))
+    first, second = (node.input[1] for node in model.graph.node if node.op_type == "Conv")
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if tensor.name in (first, second):
+            value = numpy_helper.to_array(tensor)
+            mask = blocks(4, 0.1) if tensor.name == first else blocks(1, 0.67)
+            value = value * mask(rng, 64, 64).reshape(value.shape)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    found = {layer.weight: layer for layer in compile(Model(model)).sparse}
+    assert found[first].sparse and found[first].gain > 2 and 0.05 < found[first].density < 0.15
+    assert not found[second].sparse and not found[second].measured
+    assert not compile(Model(layers()["3x3"])).sparse
+    # What was measured counts.
+    tune(Model(model), tmp_path / "tuned", seconds=120)
+    assert all(layer.measured for layer in compile(Model(model), database=tmp_path / "tuned").sparse)
+    save(Model(model), tmp_path / "m.onnx")
+    result = run("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.so", "--json", tmp_path / "m.json")
+    assert result.returncode == 0
+    told = json.loads((tmp_path / "m.json").read_text())["sparse"]
+    assert [layer["weight"] for layer in told] == [first, second]
+    assert "1 of 2 layers with zeros skip them" in result.stderr
