@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	&& command -v $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports clean
+.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports clean
 
 install: .venv/.installed
 
@@ -74,6 +74,11 @@ accuracy: .venv/.tested
 bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,peers]'
 	$(BIN)/python tools/bench.py
+
+# Slow: layers and nets with zeros against dense ones; the table goes to docs/sparse_benchmarks.md.
+sparse-bench: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,peers]'
+	$(BIN)/python tools/sparse_bench.py --tune 30
 
 # Slow: time against ratio with and without aligned channels; the table goes to docs/alignment.md.
 alignment: .venv/.installed

@@ -110,7 +110,7 @@ def kernels(proto: onnx.ModelProto) -> Row:
 
 def table(rows: Mapping[str, Mapping[str, Row]], inside: Mapping[str, Row]) -> str:
     """All cases as Markdown."""
-    text = HEAD.format(machine=_machine())
+    text = HEAD.format(machine=machine())
     for case, models in rows.items():
         threads, batch = case.split("x")
         zoo_rows = {name: row for name, row in models.items() if name in NETS}
@@ -190,7 +190,7 @@ def main() -> None:
             write()
 
 
-def _machine() -> str:
+def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return model or platform.processor() or platform.machine()

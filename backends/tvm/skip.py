@@ -19,7 +19,7 @@ from .schedules.sources import Image, Pixels, Tokens
 from .sparse import Sparse, pattern_of
 from .workloads import Convolution, Product, Skipped
 
-_FULL = 0.9  # density from which no kernel is asked whether it would skip
+FULL = 0.9  # density from which no kernel is asked whether it would skip
 
 
 def convolution(
@@ -28,7 +28,7 @@ def convolution(
     """The plain convolution of x by weights (O, I/groups, KH, KW) without their zeros; None where a dense one
     is faster.
     """
-    if np.count_nonzero(weights) > _FULL * weights.size:
+    if np.count_nonzero(weights) > FULL * weights.size:
         return None
     n, c, h, w = static_shape(x)
     pointwise = window.kernel == (1, 1) and not any(window.padding)
@@ -40,7 +40,7 @@ def convolution(
 
 def product(forms: Forms, x: Any, weights: NDArray[Any], dense: Product) -> Any:
     """The product of x (..., K) and weights (K, N) without their zeros; None where a dense one is faster."""
-    if np.count_nonzero(weights) > _FULL * weights.size:
+    if np.count_nonzero(weights) > FULL * weights.size:
         return None
     shape = static_shape(x)
     source = Tokens(shape[:-1], shape[-1])
