@@ -14,6 +14,7 @@ from ..analysis.batch import batch_of, entangled
 from ..analysis.dynamic import symbols
 from ..analysis.errors import BackendError, UsageError
 from ..analysis.model import Model
+from ..passes.clocks import LayerClock
 from ..passes.execute import random_inputs
 from .artifact import Batch, CpuArtifact, require_tvm
 from .base import Kernel, Progress, TensorSpec, signature
@@ -163,6 +164,18 @@ class CpuBackend:
             modules = [_imported(model, dims) for dims in self._functions(self._batch(model)).values()]
             target = machine.host_target(self.threads)
             return tune.tune(modules, target, Database(self.database), seconds, progress, devices)
+
+    def layer_times(self, model: onnx.ModelProto, report: Callable[[str], None]) -> LayerClock:
+        """A clock of the layers of ``model`` with zeros that they do not have yet.
+
+        Raises:
+            BackendError: TVM is not installed, or cannot take the model.
+        """
+        require_tvm()
+        from .tvm import layers, machine
+
+        with native_log_hidden():
+            return layers.layer_times(model, machine.host_target(self.threads), report)
 
     def kernels(self, model: onnx.ModelProto) -> tuple[list[Call], int]:
         """The kernels of ``model`` that a latency table tells the times of, and bytes of its weights.

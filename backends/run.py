@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..analysis.errors import UsageError
 from ..analysis.model import Model
-from ..passes.clocks import CLOCKS, PREDICTORS
+from ..passes.clocks import CLOCKS, LAYER_CLOCKS, PREDICTORS
 from .artifact import CpuArtifact
 from .base import Backend, Kernel, Progress
 from .clock import foretold, stopwatch
@@ -21,6 +21,7 @@ POINTS = 4  # of an axis in a latency table
 
 # What `plan` and `prune` can measure a budget of time on.
 CLOCKS["cpu"] = lambda dense: stopwatch(CpuBackend(), dense)
+LAYER_CLOCKS["cpu"] = lambda model, report: CpuBackend().layer_times(model.proto, report)
 CLOCKS["onnxruntime"] = lambda dense: stopwatch(OnnxRuntimeBackend(), dense)
 PREDICTORS["cpu"] = lambda dense, table: foretold(Table.read(table), CpuBackend(), dense)
 

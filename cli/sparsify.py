@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import onnx_prune as api
@@ -19,6 +20,7 @@ from .show import ROWS, check_outputs, console, emit, grid, say, step, verdict_j
         "sparsify model.onnx -o sparse.onnx --pattern 2:4 --calibration images.npz",
         "sparsify model.onnx -o sparse.onnx --pattern 4x1@75% --ignore conv1 --ignore fc",
         "sparsify model.onnx -o sparse.onnx --pattern 80% --json -",
+        "sparsify model.onnx -o sparse.onnx --pattern auto --latency 60%",
     )
 )
 def sparsify(
@@ -30,7 +32,7 @@ def sparsify(
             "--pattern",
             metavar="PATTERN",
             help="2:4 keeps 2 of 4 consecutive inputs; 4x1@75% zeroes blocks of 4 outputs by 1 input;"
-            " 80% zeroes single weights.",
+            " 80% zeroes single weights; auto takes for each layer what --latency needs.",
         ),
     ],
     calibration: options.Calibration = None,
@@ -39,6 +41,8 @@ def sparsify(
         list[str] | None,
         typer.Option("--ignore", metavar="NAME", help="Leave this node or weight dense. Repeatable."),
     ] = None,
+    latency: options.Latency = None,
+    target: options.TimedOn = None,
     json_: options.Json = None,
 ) -> None:
     """Put zeros into weights by a pattern; the layers are fitted to it on calibration inputs."""
@@ -53,6 +57,8 @@ def sparsify(
             calibration=calibration,
             samples=samples,
             ignore=ignore or (),
+            latency=latency,
+            target=target or "cpu",
             progress=status.update,
         )
     with step(seconds, "save"):
@@ -69,9 +75,12 @@ def sparsify(
             "verify": verdict_json(result.verdict),
             "recover": recovery_json(result.refits),
             "calibration": result.calibration,
+            "latency": None if result.time is None else {"asked": latency, **asdict(result.time)},
             "seconds": seconds,
         },
     )
+    if result.time is not None:
+        say(f"a run takes {result.time.ms:.3f} ms, {result.time.share:.1%} of the dense model's")
     say(f"calibrated on {result.calibration}")
     say(f"wrote {output}: {result.ratio:.1%} of the weights of sparse layers are zero")
 

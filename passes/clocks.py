@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from ..analysis.errors import UsageError
 from ..analysis.model import Model
@@ -33,6 +33,26 @@ Clock: TypeAlias = Callable[[Model], Time]
 CLOCKS: dict[str, Callable[[Model], Clock]] = {}
 # For each target that has latency tables, what makes the clock that reads one.
 PREDICTORS: dict[str, Callable[[Model, Path], Clock]] = {}
+
+
+class LayerClock(Protocol):
+    """How long single layers take."""
+
+    def ms(self, weight: str, rows: int, density: float) -> float | None:
+        """Milliseconds of the layer that reads a weight, by the fastest kernel there is for it.
+
+        Args:
+            rows: outputs that share their zeros.
+            density: the share of blocks of so many outputs by one input that are not zero; 1 is dense.
+
+        Returns:
+            None where no kernel for zeros is known.
+        """
+        ...
+
+
+# For each target that has kernels for zeros, what makes the clock of a model's layers; its steps are told.
+LAYER_CLOCKS: dict[str, Callable[[Model, Callable[[str], None]], LayerClock]] = {}
 
 
 def clock_for(target: str, dense: Model, table: Path | None = None) -> Clock:

@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from ..analysis.errors import CheckError, PlanError, UsageError
 from ..analysis.facts import Linear
-from ..analysis.graph import array_of
+from ..analysis.graph import array_of, tensor_of
 from ..analysis.groups import Analysis, analyze
 from ..analysis.model import Model
-from ..analysis.patterns.pattern import Blocks, Pattern, parse_pattern
+from ..analysis.patterns.pattern import NM, Blocks, Pattern, parse_pattern
 from ..analysis.plan import Plan
 from ..analysis.selection import Selection
 from ..analysis.threads import threads_for
+from .clocks import LAYER_CLOCKS, Time, clock_for
 from .data.calibrate import SAMPLES, Calibration, Spec, open_calibration
 from .density import RATIOS, ErrorCurve, allocate
+from .latency import Latency
 from .measure.gram import Fit, Matrix
 from .measure.influence import root_influences
 from .measure.layers import can_be_read
@@ -33,9 +36,12 @@ from .measure.statistics import gather, has_bias
 from .measure.stream import Stream
 from .pipeline import difference, shrunk
 from .recover import Refit, least_squares, recover
+from .sparse_latency import PATTERNS, fitting, options
 from .sparse_obs import error_curve, sparsify_matrix
 from .verify import Verdict, certify
 
+AUTO = "auto"
+_ANY = Blocks(1, 1, 0.0)
 _DAMPING = 1e-2
 # Operations that the search for the mask of a layer may take, and its stages at least and at most.
 _EFFORT = 4e11
@@ -73,6 +79,7 @@ class Sparsified:
         refits: what fitting did to each layer.
         verdict: of the certificate that the model before its weights changed equals the original.
         calibration: where the inputs came from that it was fitted on.
+        time: of a run with zeros of these patterns, where there was a budget of it.
     """
 
     model: Model
@@ -80,6 +87,7 @@ class Sparsified:
     refits: tuple[Refit, ...]
     verdict: Verdict
     calibration: str
+    time: Time | None = None
 
     @property
     def ratio(self) -> float:
@@ -96,6 +104,8 @@ def sparsify(
     calibration: Calibration | Spec = None,
     samples: int = SAMPLES,
     ignore: Collection[str] = (),
+    latency: float | str | None = None,
+    target: str = "cpu",
     seed: int = 0,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Sparsified:
@@ -106,22 +116,31 @@ def sparsify(
 
     Args:
         pattern: "2:4" keeps two of four consecutive inputs, "4x1@75%" removes three quarters in blocks of
-            four outputs by one input, "80%" four fifths of single weights; see `parse_pattern`.
+            four outputs by one input, "80%" four fifths of single weights; see `parse_pattern`. "auto" gives
+            each layer the pattern and the ratio that meet ``latency`` for the least error, or none.
         calibration: inputs to measure on, as `open_calibration` takes them; synthetic ones when None.
         samples: how many of them are used at most.
         ignore: names of nodes or weights that stay dense.
+        latency: what a run may take on ``target``: a share of the dense model's time, "60%" or "4ms".
+        target: that skips zeros.
         progress: called with the name of each step as it begins.
 
     Example:
         ``save(sparsify(model, "2:4", calibration="images.npz").model, "sparse.onnx")``
 
     Raises:
-        UsageError: there is no such pattern, or a name in ``ignore`` is unknown.
-        PlanError: no layer can be sparse, or not as sparse as asked.
+        UsageError: there is no such pattern or target, a name in ``ignore`` is unknown, or there is a latency
+            without "auto" or the other way round.
+        PlanError: no layer can be sparse, or not as sparse as asked, or no zeros make it fast enough.
+        BackendError: the target's runtime is missing, or cannot take the model.
         ModelError: ONNX Runtime cannot run the model on these inputs.
         CheckError: the certificate does not hold.
     """
-    wanted = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    budget = None if latency is None else Latency.of(latency)
+    if (budget is None) != (pattern != AUTO):
+        raise UsageError(f"the pattern {AUTO} and a latency belong together: give both, or another pattern")
+    wanted = None if pattern == AUTO else parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    clock = None if budget is None else clock_for(target, model)
     inputs = open_calibration(calibration, model, samples=samples)
     nothing = Plan((), {})
     folded = shrunk(model, nothing)  # a transposed weight becomes a weight, a BatchNormalization a bias
@@ -130,15 +149,31 @@ def sparsify(
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
         stream = Stream(model.proto, iter(()), Path(folder) / "empty")
         places = find_places(analysis.walk, model, stream, stream)
-        dense = _dense_reasons(analysis, places, stream, wanted, ignore)
+        dense = _dense_reasons(analysis, places, stream, wanted or _ANY, ignore)
         chosen = [p for p in places if p.fact.form in MATRICES and p.weight not in dense]
         if not chosen:
             reasons = "; ".join(dict.fromkeys(dense.values())) or "the model has no matrix or convolution"
-            raise PlanError(f"no weight can take the pattern {wanted}: {reasons}")
-        patterns: Mapping[str, Pattern] = {place.weight: wanted for place in chosen}
-        if isinstance(wanted, Blocks):
-            ratios = _ratios(analysis, chosen, wanted, inputs, Path(folder), seed, progress)
-            patterns = {name: wanted.at(ratio) for name, ratio in ratios.items() if ratio > 0}
+            raise PlanError(f"no weight can take the pattern {wanted or AUTO}: {reasons}")
+        patterns: Mapping[str, Pattern]
+        time = None
+        if isinstance(wanted, NM):
+            patterns = {place.weight: wanted for place in chosen}
+        else:
+            kinds = PATTERNS if wanted is None else (wanted,)
+            curves = _curves(analysis, chosen, kinds, inputs, Path(folder), seed, progress)
+            if wanted is not None:
+                ratios = allocate([each[wanted] for each in curves.values()], wanted.ratio)
+                patterns = {
+                    name: wanted.at(ratio) for name, ratio in zip(curves, ratios, strict=True) if ratio > 0
+                }
+            elif budget is not None and clock is not None:
+                layers = LAYER_CLOCKS[target](model, progress)
+                ways = {name: options(name, each, layers) for name, each in curves.items()}
+
+                def timed(patterns: Mapping[str, Blocks]) -> Time:
+                    return clock(_by_magnitude(model, chosen, patterns))
+
+                patterns, time = fitting(ways, budget, clock(model), timed, progress)
         sparse, refits = recover(
             analysis,
             model,
@@ -149,9 +184,24 @@ def sparsify(
             progress=lambda name: progress(f"fit {name}"),
             solver=lambda place, fit, start: _solve(place, fit, start, patterns.get(place.weight)),
         )
-    layers = _layers(analysis, sparse, patterns, dense)
+    found = _layers(analysis, sparse, patterns, dense)
     _certify(model, sparse, chosen, patterns)
-    return Sparsified(sparse, layers, refits, verdict, inputs.source)
+    return Sparsified(sparse, found, refits, verdict, inputs.source, time)
+
+
+def _by_magnitude(model: Model, places: Collection[Place], patterns: Mapping[str, Blocks]) -> Model:
+    """A model with zeros of these patterns, which takes as long as any with them."""
+    proto = onnx.ModelProto.FromString(model.proto.SerializeToString())
+    at = {place.weight: place.layer for place in places if place.weight in patterns}
+    for tensor in proto.graph.initializer:
+        if tensor.name in at:
+            layer, value = at[tensor.name], array_of(tensor)
+            energy = layer.columns(value) ** 2
+            kept = np.empty(energy.shape, bool)
+            kept[..., layer.order] = patterns[tensor.name].choose(energy, layer.run)
+            sparse = layer.weight(layer.matrix(value) * kept.transpose(0, 2, 1))
+            tensor.CopyFrom(tensor_of(np.ascontiguousarray(sparse, value.dtype), tensor.name))
+    return Model(proto)
 
 
 def _dense_reasons(
@@ -193,21 +243,21 @@ def _obstacle(fact: Linear, stream: Stream) -> str:
     return "it is no matrix over data that depends on the inputs"
 
 
-def _ratios(
+def _curves(
     analysis: Analysis,
     places: Collection[Place],
-    pattern: Blocks,
+    patterns: Collection[Blocks],
     calibration: Calibration,
     folder: Path,
     seed: int,
     progress: Callable[[str], None],
-) -> dict[str, float]:
-    """How much of each weight goes, so that the sum of errors, weighed by influence, is the least."""
+) -> dict[str, dict[Blocks, ErrorCurve]]:
+    """What each weight loses by each pattern, weighed by influence."""
     progress("measure what errors do")
     keys = [place.node.key for place in places]
     influence = root_influences(analysis, keys, calibration, folder / "few")
     stream = Stream(analysis.model.proto, calibration.batches(), folder / "dense")
-    curves = []
+    curves: dict[str, dict[Blocks, ErrorCurve]] = {}
     for place in places:
         progress(f"measure {place.node.name}")
         moments = gather(analysis, place.fact, place.layer, stream, seed)
@@ -216,12 +266,13 @@ def _ratios(
         order, run = place.layer.order, place.layer.run
         weight = place.layer.columns(array_of(stream.weights[place.weight]))
         ordered = grams[:, order[:, None], order]
-        with threads_for(place.layer.inputs):
-            errors = error_curve(weight, ordered, pattern, RATIOS, run=run, damping=_DAMPING)
         factor = influence.get(place.node.key, 1.0)
-        curves.append(ErrorCurve(weight.size, RATIOS, tuple(factor * error for error in errors)))
-    ratios = allocate(curves, pattern.ratio)
-    return {place.weight: ratio for place, ratio in zip(places, ratios, strict=True)}
+        found = curves.setdefault(place.weight, {})
+        for pattern in patterns:
+            with threads_for(place.layer.inputs):
+                errors = error_curve(weight, ordered, pattern, RATIOS, run=run, damping=_DAMPING)
+            found[pattern] = ErrorCurve(weight.size, RATIOS, tuple(factor * error for error in errors))
+    return curves
 
 
 def _solve(place: Place, fit: Fit, start: Matrix, pattern: Pattern | None) -> Matrix | None:

@@ -329,6 +329,7 @@ class Skipped:
 
     weights: NDArray[Any]
     sparse: Sparse
+    dense: Convolution | Product
     taken: bool
     gain: float
     measured: bool
@@ -375,7 +376,7 @@ class Choices:
             before = dense.cycles(choices[0], self.core, self.far)
             gain, measured = before / sparse.cycles(choices[1], self.core, self.far), False
         taken = gain > (1.0 if measured else _SURELY)
-        self.layers.append(Skipped(weights, sparse, taken, gain, measured))
+        self.layers.append(Skipped(weights, sparse, dense, taken, gain, measured))
         return taken
 
 
