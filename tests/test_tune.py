@@ -105,7 +105,8 @@ def test_the_database_is_one_of_metaschedule(tmp_path: Path) -> None:
     database = Database(tmp_path)
     for choice, seconds in ((choices[1], 3e-6), (choices[0], 2e-6), (choices[2], 4e-6)):
         database.add(workload, False, choice, seconds, host_target(1))
-    assert list(Database(tmp_path).best(host_target(1)).values()) == [choices[0]]
+    (best,) = Database(tmp_path).best(host_target(1)).values()
+    assert (best.choice, best.seconds) == (choices[0], 2e-6)
     records = meta_schedule.database.JSONDatabase(work_dir=str(tmp_path)).get_all_tuning_records()
     assert sorted(float(r.run_secs[0]) for r in records) == [2e-6, 3e-6, 4e-6]
     replayed = s_tir.Schedule(records[0].workload.mod)
@@ -128,12 +129,17 @@ class Fatal:
 
         return Product.rules
 
-    def tensors(self, choice: tuple[int, ...]) -> Any:
+    def function(self, choice: tuple[int, ...], core: Any) -> Any:
         if choice == (1,):
             os._exit(1)
         from onnx_prune.backends.tvm.workloads import Product
 
-        return Product(4, 8, 16).tensors((4, 16, 0))
+        return Product(4, 8, 16).function((4, 16, 0), core)
+
+    def operands(self, choice: tuple[int, ...]) -> Any:
+        from onnx_prune.backends.tvm.workloads import Product
+
+        return Product(4, 8, 16).operands((4, 16, 0))
 
 
 def test_a_crash_costs_one_trial() -> None:

@@ -69,7 +69,7 @@ def test_tiles_fit_the_registers() -> None:
     assert any(tile.channels % 2 == 0 for tile in tiles(64, 28, 28, Core(lanes=16, registers=32))[:1])
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", [0, 1, 5, 10])
 def test_wide_vectors_compute_the_same(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine without them too: LLVM takes them apart."""
     import tvm
