@@ -194,7 +194,8 @@ def _make_dense(graph: onnx.GraphProto) -> None:
         except (MemoryError, ValueError):  # sizes that no array can have
             sizes = list(sparse.dims)
             raise ModelError(f"tensor {sparse.values.name!r} of shape {sizes} is too large") from None
-        tensor.doc_string = sparse.values.doc_string
+        if sparse.values.doc_string:
+            tensor.doc_string = sparse.values.doc_string
         tensor.metadata_props.extend(sparse.values.metadata_props)
         graph.initializer.append(tensor)
     del graph.sparse_initializer[:]

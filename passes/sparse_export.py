@@ -122,7 +122,8 @@ def _smaller(tensor: TensorProto) -> onnx.SparseTensorProto | None:
     if where.size * (flat.itemsize + _INDEX_BYTES) >= flat.nbytes:
         return None
     values = tensor_of(flat[where], tensor.name)
-    values.doc_string = tensor.doc_string
+    if tensor.doc_string:
+        values.doc_string = tensor.doc_string
     values.metadata_props.extend(tensor.metadata_props)
     indices = TensorProto(
         dims=where.shape, data_type=TensorProto.INT64, raw_data=where.astype("<i8").tobytes()
