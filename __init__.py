@@ -51,6 +51,7 @@ from .passes.recover import Refit
 from .passes.save import save
 from .passes.sensitivity import sensitivity
 from .passes.soundness import check_rule
+from .passes.sparse_export import SparseExport, as_sparse_initializers, check_sparse_export
 from .passes.sparsify import SparseLayer, Sparsified, sparsify
 from .passes.verify import Verdict
 from .passes.weights import take_weights
@@ -83,14 +84,17 @@ __all__ = [
     "Ranks",
     "Refit",
     "Sensitivity",
+    "SparseExport",
     "SparseLayer",
     "Sparsified",
     "UsageError",
     "Verdict",
     "analyze",
     "apply",
+    "as_sparse_initializers",
     "bench",
     "check_rule",
+    "check_sparse_export",
     "compile",
     "explain",
     "export_lists",

@@ -142,7 +142,7 @@ _TYPES = {char: helper.np_dtype_to_tensor_dtype(np.dtype(char)) for char in "?bB
 def dense(tensor: onnx.SparseTensorProto) -> Array:
     """The whole array of a sparse tensor, whose indices are flat or one row of coordinates an element."""
     values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
-    out = np.zeros(tuple(tensor.dims), values.dtype)
+    out = np.full(tuple(tensor.dims), "" if values.dtype.hasobject else 0, values.dtype)
     if indices.ndim == 1:
         out.reshape(-1)[indices] = values
     else:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from .errors import ModelError
-from .graph import subgraphs, walk_graphs
+from .graph import array_of, dense, subgraphs, tensor_of, walk_graphs
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class _NotSortedError(ModelError):
 def load(path: str | Path) -> Model:
     """Read a model and check that it can be worked on.
 
-    External data is read only from inside the model's folder.
+    External data is read only from inside the model's folder; weights that are stored sparsely become dense.
 
     Example:
         ``load("model.onnx").proto.graph.input[0].name``
@@ -64,6 +65,8 @@ def load(path: str | Path) -> Model:
     _read_external(tensors, path.parent)
     for tensor in tensors:
         _check_tensor(tensor)
+    for graph in walk_graphs(proto.graph):
+        _make_dense(graph)
     try:
         _check_graph(proto.graph, set())
     except _NotSortedError:
@@ -177,6 +180,49 @@ def _inside(root: Path, location: str, tensor: str) -> Path:
     if target.exists() and not target.is_file():
         raise ModelError(f"{what}, which is no file")
     return target
+
+
+# ---------------------------------------------------------------------- sparse initializers
+
+
+def _make_dense(graph: onnx.GraphProto) -> None:
+    """Store sparse initializers as all others are."""
+    for sparse in graph.sparse_initializer:
+        _check_sparse(sparse)
+        try:
+            tensor = tensor_of(dense(sparse), sparse.values.name)
+        except (MemoryError, ValueError):  # sizes that no array can have
+            sizes = list(sparse.dims)
+            raise ModelError(f"tensor {sparse.values.name!r} of shape {sizes} is too large") from None
+        if sparse.values.doc_string:
+            tensor.doc_string = sparse.values.doc_string
+        tensor.metadata_props.extend(sparse.values.metadata_props)
+        graph.initializer.append(tensor)
+    del graph.sparse_initializer[:]
+
+
+def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
+    """Hold that every value has a place in the tensor.
+
+    Raises:
+        ModelError: it has not.
+    """
+    name, sizes, count = sparse.values.name, list(sparse.dims), list(sparse.values.dims)
+    what = f"the sparse tensor {name!r} of shape {sizes}"
+    if any(size < 0 for size in sizes):
+        raise ModelError(f"tensor {name!r} has a negative size: {sizes}")
+    flat = list(sparse.indices.dims) == count
+    if len(count) != 1 or not (flat or list(sparse.indices.dims) == [*count, len(sizes)]):
+        raise ModelError(
+            f"{what} has values of shape {count} at indices of shape {list(sparse.indices.dims)}:"
+            " export the model again"
+        )
+    if sparse.indices.data_type != TensorProto.INT64:
+        raise ModelError(f"{what} has indices that are no 64-bit integers: export the model again")
+    indices = array_of(sparse.indices)
+    limits = math.prod(sizes) if flat else np.array(sizes, np.int64)
+    if ((indices < 0) | (indices >= limits)).any():
+        raise ModelError(f"{what} has values outside of it: export the model again")
 
 
 # ---------------------------------------------------------------------- checks

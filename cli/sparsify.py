@@ -9,7 +9,7 @@ import onnx_prune as api
 import typer
 from rich.markup import escape
 
-from ..analysis.report.summary import cost_json, recovery_json, sparse_json
+from ..analysis.report.summary import cost_json, export_json, recovery_json, sparse_json
 from . import options
 from .app import app, examples
 from .show import ROWS, check_outputs, console, emit, grid, say, step, verdict_json
@@ -21,6 +21,7 @@ from .show import ROWS, check_outputs, console, emit, grid, say, step, verdict_j
         "sparsify model.onnx -o sparse.onnx --pattern 4x1@75% --ignore conv1 --ignore fc",
         "sparsify model.onnx -o sparse.onnx --pattern 80% --json -",
         "sparsify model.onnx -o sparse.onnx --pattern auto --latency 60%",
+        "sparsify model.onnx -o sparse.onnx --pattern 90% --sparse-initializers",
     )
 )
 def sparsify(
@@ -43,6 +44,14 @@ def sparsify(
     ] = None,
     latency: options.Latency = None,
     target: options.TimedOn = None,
+    sparse_initializers: Annotated[
+        bool,
+        typer.Option(
+            "--sparse-initializers",
+            help="Store weights as ONNX sparse initializers where the file gets smaller: the same model for"
+            " ONNX Runtime, which is checked; other tools may not read them.",
+        ),
+    ] = False,
     json_: options.Json = None,
 ) -> None:
     """Put zeros into weights by a pattern; the layers are fitted to it on calibration inputs."""
@@ -61,8 +70,13 @@ def sparsify(
             target=target or "cpu",
             progress=status.update,
         )
+    export = None
+    if sparse_initializers:
+        with step(seconds, "store sparsely"):
+            export = api.as_sparse_initializers(result.model)
+            api.check_sparse_export(result.model, export.model)
     with step(seconds, "save"):
-        api.save(result.model, output)
+        api.save(export.model if export else result.model, output)
     _print_layers(result)
     before, after = api.measure(loaded), api.measure(result.model)
     emit(
@@ -76,6 +90,7 @@ def sparsify(
             "recover": recovery_json(result.refits),
             "calibration": result.calibration,
             "latency": None if result.time is None else {"asked": latency, **asdict(result.time)},
+            "sparse_initializers": export_json(export) if export else None,
             "seconds": seconds,
         },
     )
@@ -83,6 +98,16 @@ def sparsify(
         say(f"a run takes {result.time.ms:.3f} ms, {result.time.share:.1%} of the dense model's")
     say(f"calibrated on {result.calibration}")
     say(f"wrote {output}: {result.ratio:.1%} of the weights of sparse layers are zero")
+    if export:
+        _say_export(export)
+
+
+def _say_export(export: api.SparseExport) -> None:
+    say(
+        f"{len(export.sparse)} weights are stored sparsely, which is smaller where more than 2/3 are zero"
+        f" (float32); {export.larger} stay dense, for which it would be larger;"
+        f" file: {export.before:,} bytes → {export.after:,}"
+    )
 
 
 def _print_layers(result: api.Sparsified) -> None:

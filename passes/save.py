@@ -25,21 +25,28 @@ def save(model: Model, path: str | Path, limit: int = PROTO_LIMIT) -> None:
     """Write ``model`` to ``path`` in one step: all of it, or nothing.
 
     The same model gives the same bytes. Weights of ``limit`` bytes or more together go to ``PATH.data``
-    beside it, as ONNX external data; that file is in place before the model that names it.
+    beside it, as ONNX external data; that file is in place before the model that names it. Sparse
+    initializers stay in the model file: ONNX's own tools do not find them elsewhere.
 
     Example:
         ``save(prune(load("model.onnx"), ratio=0.5).model, "smaller.onnx")``
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or what stays in it is more than protobuf can serialise.
     """
     path = Path(path)
-    if sum(len(tensor.raw_data) for tensor in _initializers(model.proto)) < limit:
+    if sum(len(tensor.raw_data) for tensor in _stored(model.proto)) < limit:
         _write_bytes(path, model.proto.SerializeToString(deterministic=True))
         return
     data = path.with_name(path.name + ".data")
     check_writable(path)
     small = _without_weights(model.proto)
+    inside = sum(len(tensor.raw_data) for tensor in _stored(small))
+    if inside >= PROTO_LIMIT:
+        raise OutputError(
+            f"cannot write '{path}': sparse initializers and weights of bodies stay in the model file, and"
+            f" have {inside:,} bytes, more than protobuf can serialise"
+        )
     large = [tensor for tensor in model.proto.graph.initializer if _is_large(tensor)]
 
     def write_weights(temporary: Path) -> None:
@@ -60,9 +67,11 @@ def save_text(text: str, path: str | Path) -> None:
     _write_bytes(Path(path), text.encode())
 
 
-def _initializers(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+def _stored(proto: onnx.ModelProto) -> Iterator[TensorProto]:
     for graph in walk_graphs(proto.graph):
         yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
 
 
 def _is_large(tensor: TensorProto) -> bool:

@@ -110,7 +110,7 @@ def compare(
     if mismatch:
         return Verdict(False, kind, float("inf"), mismatch)
     masked, smaller = in_float32(masked), in_float32(pruned.proto)
-    inputs, wanted = _first_run(masked, analysis.walk.sizes, seed)
+    inputs, wanted = first_run(masked, analysis.walk.sizes, seed)
     got = execute(smaller, inputs)
     worst, where = _worst(wanted, got)
     tolerance = TOLERANCE
@@ -122,7 +122,7 @@ def compare(
     return Verdict(worst <= tolerance, kind, worst, f"{message}, {tolerance:.1e} is allowed")
 
 
-def _first_run(proto: onnx.ModelProto, sizes: Mapping[str, int], seed: int) -> tuple[Arrays, Arrays]:
+def first_run(proto: onnx.ModelProto, sizes: Mapping[str, int], seed: int) -> tuple[Arrays, Arrays]:
     """Inputs and outputs of a run; of sizes known only at run time, the first that the model takes.
 
     The stand-ins of the analysis fit the model, but a batch of that many is slow.

@@ -137,3 +137,24 @@ def sparse_json(layers: Sequence[Sparse]) -> dict[str, Any]:
             for layer in layers
         ]
     }
+
+
+class Export(Protocol):
+    """A model whose weights are stored sparsely where that is smaller."""
+
+    @property
+    def sparse(self) -> Sequence[str]: ...
+
+    @property
+    def before(self) -> int: ...
+
+    @property
+    def after(self) -> int: ...
+
+
+def export_json(export: Export) -> dict[str, Any]:
+    """How many weights are stored sparsely, and what that does to the file."""
+    return {
+        "weights": len(export.sparse),
+        "bytes": {"before": export.before, "after": export.after},
+    }
