@@ -75,6 +75,23 @@ def clock_for(target: str, dense: Model, table: Path | None = None) -> Clock:
     return PREDICTORS[target](dense, table)
 
 
+def layer_clock_for(target: str, model: Model, report: Callable[[str], None]) -> LayerClock:
+    """The clock of a model's layers on a target.
+
+    Args:
+        report: told which layer is timed.
+
+    Raises:
+        UsageError: there is no such target, or it has no kernels for zeros.
+        BackendError: its runtime is missing, or cannot take the model.
+    """
+    check_target(target)
+    if target not in LAYER_CLOCKS:
+        have = ", ".join(sorted(LAYER_CLOCKS))
+        raise UsageError(f"'{target}' has no kernels that skip zeros; choose one of {have}")
+    return LAYER_CLOCKS[target](model, report)
+
+
 def check_target(target: str) -> None:
     """Raises:
     UsageError: no target of that name can be timed.

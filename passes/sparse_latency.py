@@ -26,7 +26,7 @@ PATTERNS = (Blocks(4, 1, 0.0), Blocks(1, 1, 0.0))
 _STEP = 0.05
 _LEAST = 0.3  # of a layer's weights, below which no kernel skips them with profit
 _PROBES = 5
-_NEAR = 0.95  # of the budget
+_NEAR, _AIM = 0.95, 0.975  # of the budget: near enough, and what is aimed at
 _ROUNDING = 1e-9
 
 
@@ -78,10 +78,8 @@ def cheapest(layers: Sequence[Sequence[Option]], ms: float) -> list[Option]:
             break
         total -= hulls[layer][place].ms - hulls[layer][place + 1].ms
         chosen[layer] = place + 1
-    if total > ms:
-        raise PlanError(
-            f"zeros make these layers take {total:.3f} ms at best, and {ms:.3f} ms are left for them"
-        )
+    if total > ms * (1 + _ROUNDING):
+        raise PlanError(f"with zeros these layers take {total:.3f} ms at best; {ms:.3f} ms are left for them")
     return [hull[place] for hull, place in zip(hulls, chosen, strict=True)]
 
 
@@ -120,9 +118,11 @@ def fitting(
     names, found = list(layers), list(layers.values())
     slowest = sum(max(option.ms for option in layer) for layer in found)
     fastest = sum(min(option.ms for option in layer) for layer in found)
-    aim = slowest / max(1.0, budget.used(dense))
+    aim, time = slowest, dense
     for number in range(_PROBES):
-        chosen = cheapest(found, max(aim, fastest))
+        used = budget.used(time)
+        aim = max(fastest, aim - time.ms + time.ms / used * _AIM) if used > 1 or number else slowest
+        chosen = cheapest(found, aim)
         patterns = {
             name: option.pattern
             for name, option in zip(names, chosen, strict=True)
@@ -136,5 +136,4 @@ def fitting(
             return patterns, time
         if used > 1 and (aim <= fastest or last):
             break
-        aim = max(aim, fastest) * (1 + _NEAR) / 2 / used
     raise PlanError(f"a latency of {budget.asked} is not met: with zeros the model takes {time.ms:.3f} ms")

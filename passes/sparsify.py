@@ -24,7 +24,7 @@ from ..analysis.patterns.pattern import NM, Blocks, Pattern, parse_pattern
 from ..analysis.plan import Plan
 from ..analysis.selection import Selection
 from ..analysis.threads import threads_for
-from .clocks import LAYER_CLOCKS, Time, clock_for
+from .clocks import Time, clock_for, layer_clock_for
 from .data.calibrate import SAMPLES, Calibration, Spec, open_calibration
 from .density import RATIOS, ErrorCurve, allocate
 from .latency import Latency
@@ -167,7 +167,7 @@ def sparsify(
                     name: wanted.at(ratio) for name, ratio in zip(curves, ratios, strict=True) if ratio > 0
                 }
             elif budget is not None and clock is not None:
-                layers = LAYER_CLOCKS[target](model, progress)
+                layers = layer_clock_for(target, model, progress)
                 ways = {name: options(name, each, layers) for name, each in curves.items()}
 
                 def timed(patterns: Mapping[str, Blocks]) -> Time:
