@@ -35,6 +35,7 @@ _SWEEPS = 5
 # Error curves are read off about this many rows of a weight.
 _SAMPLE = 128
 _SAMPLE_STAGES = 6
+_HUGE = 1e30  # a damping beyond which numbers are no numbers any more
 # Conjugate gradients stop at this residual, relative to the target, or after so many steps.
 _RESIDUAL = 1e-8
 _STEPS = 100
@@ -222,11 +223,26 @@ def _fit(raw: Floats, damped: Floats, weight: Floats, cross: Floats) -> Floats:
 
 
 def _damped(gram: Floats, damping: float) -> Floats:
-    """A positive definite Gram matrix. Where no input is ever anything but zero, it is the unit matrix."""
+    """A positive definite Gram matrix. Where no input is ever anything but zero, it is the unit matrix.
+
+    Of inputs that hardly vary the centred matrix is mostly rounding, which may be larger than the damping and of
+    any sign; then there is more damping.
+    """
     columns = gram.shape[-1]
     mean = np.trace(gram, axis1=1, axis2=2) / columns
     ridge = np.where(mean > 0, damping * mean, 1.0)
+    for group in range(len(gram)):
+        while not _is_positive(gram[group] + ridge[group] * np.eye(columns)) and ridge[group] < _HUGE:
+            ridge[group] *= 10
     return gram + ridge[:, None, None] * np.eye(columns)
+
+
+def _is_positive(gram: Floats) -> bool:
+    try:
+        np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _energy(weight: Floats, gram: Floats) -> float:

@@ -189,6 +189,17 @@ def test_fewer_samples_than_inputs_are_no_obstacle() -> None:
     assert found.error < 0.05
 
 
+def test_a_centred_matrix_that_is_mostly_rounding_is_no_obstacle() -> None:
+    """Inputs that hardly vary: the rounding of their Gram matrix is of any sign."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((24, 24))
+    gram = np.diag(np.full(24, 1e-6)) + 1e-3 * (noise + noise.T)
+    assert np.trace(gram) > 0 > np.linalg.eigvalsh(gram)[0]
+    weight = rng.standard_normal((8, 24))
+    found = sparsify_matrix(weight, gram, parse_pattern("2:4"))
+    assert np.isfinite(found.weight).all() and (found.weight != 0).sum() <= weight.size / 2
+
+
 def test_a_run_is_repeated_to_the_bit_and_changes_nothing_given() -> None:
     weight, _, gram = layer(8, 16)
     copies = weight.copy(), gram.copy()
