@@ -225,8 +225,8 @@ def _fit(raw: Floats, damped: Floats, weight: Floats, cross: Floats) -> Floats:
 def _damped(gram: Floats, damping: float) -> Floats:
     """A positive definite Gram matrix. Where no input is ever anything but zero, it is the unit matrix.
 
-    Of inputs that hardly vary the centred matrix is mostly rounding, which may be larger than the damping and of
-    any sign; then there is more damping.
+    Of inputs that hardly vary the centred matrix is mostly rounding, which may be larger than the damping and
+    of any sign; then there is more damping.
     """
     columns = gram.shape[-1]
     mean = np.trace(gram, axis1=1, axis2=2) / columns

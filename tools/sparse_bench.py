@@ -32,6 +32,7 @@ from onnx_prune.models import zoo
 from onnx_prune.passes.execute import random_inputs
 
 DATA, TABLE, FIGURE = (DOCS / f"sparse_benchmarks.{kind}" for kind in ("json", "md", "svg"))
+CHAIN = 4
 Mask = Callable[[np.random.Generator, int, int], NDArray[Any]]
 
 
@@ -52,28 +53,32 @@ class Layer:
         return f"product {self.outputs}×{self.inputs}×{self.positions}"
 
     def model(self, mask: Mask | None = None) -> onnx.ModelProto:
+        """Of a single row there are several in a chain: one takes no longer than it takes to call it."""
         rng = np.random.default_rng(0)
-        weights = rng.standard_normal((self.outputs, self.inputs * max(1, self.kernel) ** 2)).astype(
-            np.float32
-        )
-        if mask is not None:
-            weights *= mask(rng, *weights.shape)
-        if self.kernel:
-            side = round(self.positions**0.5)
-            shape, out = (1, self.inputs, side, side), (1, self.outputs, side, side)
-            weights = weights.reshape(self.outputs, self.inputs, self.kernel, self.kernel)
-            node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[self.kernel // 2] * 4)
-        else:
-            shape, out = (self.positions, self.inputs), (self.positions, self.outputs)
-            weights = np.ascontiguousarray(weights.T)
-            node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        columns = self.inputs * max(1, self.kernel) ** 2
+        nodes, initializers = [], []
+        count = CHAIN if self.positions == 1 else 1
+        for number in range(count):
+            weights = rng.standard_normal((self.outputs, columns)).astype(np.float32) / columns**0.5
+            if mask is not None:
+                weights *= mask(rng, *weights.shape)
+            names = [f"x{number}" if number else "x", f"w{number}"]
+            result = [f"x{number + 1}" if number + 1 < count else "y"]
+            if self.kernel:
+                weights = weights.reshape(self.outputs, self.inputs, self.kernel, self.kernel)
+                nodes.append(helper.make_node("Conv", names, result, pads=[self.kernel // 2] * 4))
+            else:
+                weights = np.ascontiguousarray(weights.T)
+                nodes.append(helper.make_node("MatMul", names, result))
+            initializers.append(numpy_helper.from_array(weights, names[1]))
+        side = round(self.positions**0.5)
+        shape = (1, self.inputs, side, side) if self.kernel else (self.positions, self.inputs)
+        out = (1, self.outputs, side, side) if self.kernel else (self.positions, self.outputs)
         infos = [
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size)
             for name, size in (("x", shape), ("y", out))
         ]
-        graph = helper.make_graph(
-            [node], "layer", infos[:1], infos[1:], [numpy_helper.from_array(weights, "w")]
-        )
+        graph = helper.make_graph(nodes, "layer", infos[:1], infos[1:], initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
@@ -116,7 +121,8 @@ OpenVINO, neither of which skips zeros. Weights and the places of zeros are rand
 
 ## Layers
 
-By default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel.
+By default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel. The product of one
+row is one of four in a chain, for a single one takes no longer than the call.
 """
 NETS_HEAD = """
 ## Nets
