@@ -121,8 +121,8 @@ OpenVINO, neither of which skips zeros. Weights and the places of zeros are rand
 
 ## Layers
 
-By default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel. The product of one
-row is one of four in a chain, for a single one takes no longer than the call.
+By default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel. The product of
+one row is one of four in a chain, for a single one takes no longer than the call.
 """
 NETS_HEAD = """
 ## Nets
