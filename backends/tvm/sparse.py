@@ -162,14 +162,15 @@ class Sparse:
         if strip.chains:
             lanes = ceil_div(strip.rows, LANES)
             multiplies, loads = lanes * strip.wide, lanes + strip.wide + 0.5
-            sums = strip.chains * multiplies
+            # LLVM takes sums of scalars apart by itself.
+            sums = math.inf if strip.rows == 1 else strip.chains * multiplies
         else:
             multiplies = strip.rows * strip.vectors
             sums = multiplies
             panel = self._bytes(strip.wide) * (strip.depth or source.channels)
             loads = strip.rows + strip.vectors * _read(panel) + 0.5
         each = max(multiplies / _FMAS, loads / _LOADS, _LATENCY * multiplies / sums)
-        begin = _BEGIN + sums * (2 if panels > 1 else 1)
+        begin = _BEGIN + multiplies * (2 if panels > 1 else 1)
         passes = source.positions * (
             source.channels * _PACK + self.outputs * (_LAST + _TURN * isinstance(source, Tokens))
         )
