@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -134,6 +134,18 @@ class CpuArtifact:
             raise BackendError(f"the compiled model fails on these inputs: {first_line(error)}") from error
         return {spec.name: value for spec, value in zip(self.outputs, results, strict=True)}
 
+    def bound(self, inputs: Inputs) -> Callable[[], object]:
+        """A run on these inputs that copies neither them nor its results: for timing kernels alone.
+
+        Raises:
+            BackendError: as `run`; or a batch is of none of the sizes compiled for.
+        """
+        self.run(inputs)
+        size = 1 if self.batch is None else inputs[self.inputs[0].name].shape[0]
+        if size not in self._functions:
+            raise BackendError(f"the model was not compiled for a batch of {size}")
+        return self._functions[size].call
+
     def _whole(self, inputs: Inputs) -> list[NDArray[Any]]:
         (function,) = self._functions.values()
         return [view.copy() for view in function(inputs)]
@@ -207,6 +219,9 @@ class _Function:
     """One function of a library, with memory for its inputs.
 
     Making a tensor costs more than a small kernel, so that each input has one for all runs.
+
+    Attributes:
+        call: runs it on what is in that memory.
     """
 
     def __init__(
@@ -218,14 +233,14 @@ class _Function:
         values = [tvm.runtime.from_dlpack(array) for array in self._arrays.values()]
         # Arguments that the machine keeps cost nothing at a call.
         machine.save_function(name, f"{name}.kept", *values, *weights)
-        self._call = machine[f"{name}.kept"]
+        self.call: Callable[[], object] = machine[f"{name}.kept"]
 
     def __call__(self, inputs: Inputs) -> list[NDArray[Any]]:
         """Views of its results, until the next call. Inputs may have fewer rows than the function takes."""
         for name, array in self._arrays.items():
             given = inputs[name]
             np.copyto(array if given.shape == array.shape else array[: len(given)], given)
-        return list(_flat(self._call()))
+        return list(_flat(self.call()))
 
 
 def _memory(spec: TensorSpec, batch: int) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -395,3 +396,15 @@ def test_comparison_reports_every_model_and_runtime() -> None:
         compare([("net", model)], [backend], "tensorrt")
     with pytest.raises(UsageError, match="threads"):
         compare([("net", model)], [backend, OnnxRuntimeBackend(2)], "onnxruntime")
+
+
+@needs_tvm
+def test_a_bound_run_computes_on_what_was_given() -> None:
+    net = Net(1, 8, 6, 6)
+    model = net.model(net.op("Relu", net.conv("x", 8, 16)))
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 8, 6, 6)).astype(np.float32)}
+    artifact, reference = CpuBackend().compile(model), OnnxRuntimeBackend().compile(model)
+    (wanted,) = reference.run(feed).values()
+    reference.bound(feed)()
+    found: Any = artifact.bound(feed)()
+    assert np.abs(found.numpy() - wanted).max() <= TOLERANCE * np.abs(wanted).max()

@@ -121,8 +121,9 @@ OpenVINO, neither of which skips zeros. Weights and the places of zeros are rand
 
 ## Layers
 
-By default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel. The product of
-one row is one of four in a chain, for a single one takes no longer than the call.
+By default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel. Inputs and
+outputs stay where they are in memory, for all runtimes. The product of one row is one of four in a chain, for
+a single one takes no longer than the call.
 """
 NETS_HEAD = """
 ## Nets
@@ -177,11 +178,14 @@ def with_zeros(model: onnx.ModelProto, mask: Mask) -> onnx.ModelProto:
     return model
 
 
-def measured(dense: onnx.ModelProto, sparse: onnx.ModelProto, backend: CpuBackend) -> dict[str, Any]:
+def measured(
+    dense: onnx.ModelProto, sparse: onnx.ModelProto, backend: CpuBackend, alone: bool = False
+) -> dict[str, Any]:
     """Milliseconds, and the time of the faster of the others on the dense model over that on the sparse."""
     artifact, feed = backend.compile(sparse), random_inputs(dense, dynamic=1)
     runs = {name: make(1).compile(dense) for name, make in PEERS.items()}
-    times = interleaved({name: partial(a.run, feed) for name, a in {**runs, "tvm": artifact}.items()})
+    every = {**runs, "tvm": artifact}
+    times = interleaved({name: a.bound(feed) if alone else partial(a.run, feed) for name, a in every.items()})
     wanted, got = PEERS["onnxruntime"](1).compile(sparse).run(feed), artifact.run(feed)
     return {
         **{name: median(each) for name, each in times.items()},
@@ -198,10 +202,10 @@ def layers(seconds: float) -> dict[str, Any]:
     for layer in LAYERS:
         for name, (mask, _) in PATTERNS.items():
             sparse, tuned = layer.model(mask), CpuBackend(1, database=DATABASE)
-            row = measured(layer.model(), sparse, CpuBackend(1))
+            row = measured(layer.model(), sparse, CpuBackend(1), alone=True)
             if seconds:
                 tuned.tune(sparse, seconds)
-                row["tuned"] = measured(layer.model(), sparse, tuned)["speedup"]
+                row["tuned"] = measured(layer.model(), sparse, tuned, alone=True)["speedup"]
             found.setdefault(layer.name, {})[name] = row
             print(layer.name, name, {key: round(value, 7) for key, value in row.items()}, flush=True)
     return found
@@ -214,7 +218,8 @@ def curves() -> dict[str, Any]:
         for name, rows in (("4x1", 4), ("single", 1)):
             for share in RATIOS:
                 with zeros_always_skipped():
-                    row = measured(layer.model(), layer.model(blocks(rows, share)), CpuBackend(1))
+                    sparse = layer.model(blocks(rows, share))
+                    row = measured(layer.model(), sparse, CpuBackend(1), alone=True)
                 found.setdefault(layer.name, {}).setdefault(name, []).append([share, row["speedup"]])
                 print(layer.name, name, share, round(row["speedup"], 2), flush=True)
     return found
