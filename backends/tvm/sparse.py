@@ -25,6 +25,7 @@ _CACHES = (1 << 15, 1 << 18)  # bytes of a panel that stay in the first and the 
 # The static model of a core, in cycles.
 _FMAS, _LOADS = 2.0, 2.0  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
+_SPLIT = 2.0  # lines of the cache that a vector at any place of an image lies in
 _LATENCY = 4.0
 _BEGIN = 30.0  # a block: its loop, its registers
 _PACK, _TURN, _LAST = 0.5, 0.4, 0.6  # of an element of the source, of turned sums, of the last pass
@@ -168,7 +169,8 @@ class Sparse:
             multiplies = strip.rows * strip.vectors
             sums = multiplies
             panel = self._bytes(strip.wide) * (strip.depth or source.channels)
-            loads = strip.rows + strip.vectors * _read(panel) + 0.5
+            split = _SPLIT if isinstance(source, Image) else 1.0
+            loads = strip.rows + strip.vectors * split * _read(panel) + 0.5
         each = max(multiplies / _FMAS, loads / _LOADS, _LATENCY * multiplies / sums)
         begin = _BEGIN + multiplies * (2 if panels > 1 else 1)
         passes = source.positions * (
