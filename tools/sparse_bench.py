@@ -302,12 +302,10 @@ def table(data: Mapping[str, Any]) -> str:
 
 def _break_even(points: Sequence[tuple[float, float]]) -> str:
     """The ratio from which on a curve stays above 1."""
-    if points[0][1] >= 1:
-        return "0%"
     for (low, a), (high, b) in reversed(list(pairwise(points))):
         if a < 1 <= b:
             return f"{low + (high - low) * (1 - a) / (b - a):.0%}"
-    return "none"
+    return "0%" if points[-1][1] >= 1 else "none"
 
 
 def draw(found: Mapping[str, Any]) -> None:
