@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -113,19 +112,22 @@ class Fatal:
     def rules(self) -> Any:
         return (AsItIs,)
 
-    def tensors(self, choice: tuple[int, ...]) -> Sequence[Any]:
+    def function(self, choice: tuple[int, ...], core: Any) -> Any:
         from tvm import te, tirx
 
         x, w = (te.placeholder((8,), "float32", name) for name in "xw")
         end = tirx.call_extern("float32", "abort")
         made = te.compute((8,), lambda i: end if choice == (1,) else x[i] + w[i], "y")
-        return x, w, made
+        return te.create_prim_func([x, w, made])
+
+    def operands(self, choice: tuple[int, ...]) -> list[Any]:
+        return [(8,)] * 3
 
 
 class AsItIs:
     """A rule that leaves a kernel a plain loop."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, core: Any) -> None:
         pass
 
     def schedule(self, schedule: Any) -> Any:

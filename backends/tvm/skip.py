@@ -19,7 +19,7 @@ from .schedules.sources import Image, Pixels, Tokens
 from .sparse import Sparse, pattern_of
 from .workloads import Convolution, Product, Skipped
 
-FULL = 0.85  # density from which no kernel is asked whether it would skip
+FULL = 0.8  # density from which no kernel is asked whether it would skip
 
 
 def convolution(
