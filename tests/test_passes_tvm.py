@@ -124,3 +124,4 @@ def test_packing_tells_what_can_be_tuned() -> None:
     names = sorted(workload.name for workload in packing.choices.seen)
     zeros = len(packing.choices.layers)  # the small integers of the weights are zero now and then
     assert names == ["batched", "conv2d", "conv2d", "gemm", *["sparse"] * zeros]
+    assert zeros and set(packing.choices.seen.values()) == {1}

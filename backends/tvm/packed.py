@@ -41,8 +41,9 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     # of its positions.
     pattern = FUSIBLE if static_shape(var)[2:] != (1, 1) else ALONE
     groups = int(attrs.groups)
-    if groups == 1 or weights.shape[1] > 1:
-        dense, _ = _joined(forms, x, weights, window, groups)
+    if (groups == 1 or weights.shape[1] > 1) and skip.has_zeros(weights):
+        size = (static_shape(x)[2], static_shape(x)[3])
+        dense, _ = _joined(forms, x, *conv.without_idle_taps(weights, window, size), groups)
         sparse = skip.convolution(forms, x, weights, window, groups, dense)
         if sparse is not None:
             forms.plain[var] = sparse
@@ -89,7 +90,6 @@ def _joined(
     lanes, the weights between them are zero.
     """
     n, c, h, width = static_shape(x)
-    weights, window = conv.without_idle_taps(weights, window, (h, width))
     out = weights.shape[0]
     each_in, each_out = c // groups, out // groups
     joined = conv.joined_groups(each_in, each_out, groups)

@@ -85,7 +85,7 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
     lead, (k, n) = shape[:-1], weights.shape
     position = reshape_index(shape, (math.prod(lead), k))
     workload = Product(math.prod(lead), k, n)
-    sparse = skip.product(forms, x, weights, workload)
+    sparse = skip.product(forms, x, weights, workload) if skip.has_zeros(weights) else None
     if sparse is not None:
         return sparse
     tile = forms.choices.of(workload)

@@ -22,26 +22,27 @@ from .workloads import Convolution, Product, Skipped
 FULL = 0.8  # density from which no kernel is asked whether it would skip
 
 
+def has_zeros(weights: NDArray[Any]) -> bool:
+    """Whether there are enough for a kernel that skips them."""
+    return bool(np.count_nonzero(weights) <= FULL * weights.size)
+
+
 def convolution(
     forms: Forms, x: Any, weights: NDArray[Any], window: conv.Window, groups: int, dense: Convolution
 ) -> Any:
     """The plain convolution of x by weights (O, I/groups, KH, KW) without their zeros; None where a dense one
     is faster.
     """
-    if np.count_nonzero(weights) > FULL * weights.size:
-        return None
     n, c, h, w = static_shape(x)
     pointwise = window.kernel == (1, 1) and not any(window.padding)
     data = (n, c, h, w)
     source = Pixels(data, window.strides) if pointwise else Image(data, window)
-    matrix = _ungrouped(weights, groups).reshape(len(weights), -1)
+    matrix = conv.join_groups(weights, groups, groups).reshape(len(weights), -1)
     return _taken(forms, x, weights, matrix, source, dense)
 
 
 def product(forms: Forms, x: Any, weights: NDArray[Any], dense: Product) -> Any:
     """The product of x (..., K) and weights (K, N) without their zeros; None where a dense one is faster."""
-    if np.count_nonzero(weights) > FULL * weights.size:
-        return None
     shape = static_shape(x)
     source = Tokens(shape[:-1], shape[-1])
     return _taken(forms, x, weights, np.ascontiguousarray(weights.T), source, dense)
@@ -66,18 +67,6 @@ def _taken(
     constants = [relax.const(array) for array in (blocks.values, blocks.offsets, blocks.starts)]
     shape = relax.TensorType(workload.result.shape, "float32")
     return forms.builder.emit(relax.call_tir(variable, [forms.rebuild(x), *constants], shape))
-
-
-def _ungrouped(weights: NDArray[Any], groups: int) -> NDArray[Any]:
-    """Weights (O, I/groups, KH, KW) as those of one group, zero between the old ones."""
-    if groups == 1:
-        return weights
-    out, each, kh, kw = weights.shape
-    wide = np.zeros((groups, out // groups, groups, each, kh, kw), weights.dtype)
-    split = weights.reshape(groups, out // groups, each, kh, kw)
-    for group in range(groups):
-        wide[group, :, group] = split[group]
-    return wide.reshape(out, groups * each, kh, kw)
 
 
 def told(layers: Iterable[Skipped], model: onnx.ModelProto) -> tuple[SparseLayer, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
@@ -36,7 +37,7 @@ _CLEARLY = 0.8  # of the time of the direct way, to be preferred
 _SURELY = 1.1  # the estimated gain that is taken for one
 
 
-class _Computed:
+class _Computed(ABC):
     """A workload whose kernel is computed by TE."""
 
     def function(self, choice: Choice, core: Core) -> Any:
@@ -47,9 +48,9 @@ class _Computed:
         """What it takes, the result last."""
         return [tuple(int(size) for size in tensor.shape) for tensor in self.tensors(choice)]
 
+    @abstractmethod
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -358,24 +359,28 @@ class Choices:
         return workload.choices(self.core, self.far)
 
     def of(self, workload: Workload) -> Choice:
-        """The choice for a workload."""
+        """The choice for a workload, which is noted."""
         self.seen[workload] += 1
+        return self._best(workload)
+
+    def _best(self, workload: Workload) -> Choice:
         options = self.options(workload)
         found = self.known.get(key(workload, self.far))
         return found.choice if found is not None and found.choice in options else options[0]
 
     def skips(self, weights: NDArray[Any], sparse: Sparse, dense: Convolution | Product) -> bool:
         """Whether a layer is to skip the zeros of its weights; by what was measured of both ways, or else by
-        what is estimated.
+        what is estimated. The way that is not taken is noted; the other is when `of` is asked for it.
         """
         times = [self.known.get(key(workload, self.far)) for workload in (dense, sparse)]
-        choices = [self.of(workload) for workload in (dense, sparse)]
+        choices = [self._best(workload) for workload in (dense, sparse)]
         if times[0] is not None and times[1] is not None:
             gain, measured = times[0].seconds / times[1].seconds, True
         else:
             before = dense.cycles(choices[0], self.core, self.far)
             gain, measured = before / sparse.cycles(choices[1], self.core, self.far), False
         taken = gain > (1.0 if measured else _SURELY)
+        self.seen[dense if taken else sparse] += 1
         self.layers.append(Skipped(weights, sparse, dense, taken, gain, measured))
         return taken
 

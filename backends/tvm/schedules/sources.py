@@ -57,11 +57,10 @@ def width(source: Source, strip: Strip) -> int:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Positions of an image (n, channels, height, width), or every so many of its rows and columns."""
+class _Images:
+    """Of images (n, channels, height, width)."""
 
     data: tuple[int, int, int, int]
-    strides: tuple[int, int] = (1, 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,13 +70,11 @@ class Pixels:
     def channels(self) -> int:
         return self.data[1]
 
-    @property
-    def area(self) -> tuple[int, int]:
-        return ceil_div(self.data[2], self.strides[0]), ceil_div(self.data[3], self.strides[1])
 
-    @property
-    def positions(self) -> int:
-        return self.data[0] * math.prod(self.area)
+class _Packed:
+    """Packed to a panel for each tile, in which a column of the weights is a channel."""
+
+    channels: int
 
     def columns(self, strip: Strip) -> tuple[NDArray[Any], NDArray[Any]]:
         channels = np.arange(self.channels)
@@ -85,6 +82,21 @@ class Pixels:
 
     def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
         return None
+
+
+@dataclass(frozen=True)
+class Pixels(_Packed, _Images):
+    """Positions of an image (n, channels, height, width), or every so many of its rows and columns."""
+
+    strides: tuple[int, int] = (1, 1)
+
+    @property
+    def area(self) -> tuple[int, int]:
+        return ceil_div(self.data[2], self.strides[0]), ceil_div(self.data[3], self.strides[1])
+
+    @property
+    def positions(self) -> int:
+        return self.data[0] * math.prod(self.area)
 
     def pack(self, x: Any, first: Any, core: Core, strip: Strip) -> Any:
         wide = strip.wide
@@ -102,7 +114,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(_Packed):
     """Rows of channels, arranged as ``lead``; they are turned."""
 
     lead: tuple[int, ...]
@@ -115,13 +127,6 @@ class Tokens:
     @property
     def positions(self) -> int:
         return math.prod(self.lead)
-
-    def columns(self, strip: Strip) -> tuple[NDArray[Any], NDArray[Any]]:
-        channels = np.arange(self.channels)
-        return channels * strip.wide, channels
-
-    def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
-        return None
 
     def pack(self, x: Any, first: Any, core: Core, strip: Strip) -> Any:
         wide, whole = strip.wide, 0 if strip.chains else self.channels // LANES
@@ -149,23 +154,14 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Image:
+class Image(_Images):
     """The padded image (n, channels, height, width) that the taps of a window are offsets into.
 
     Positions are those of results, in rows as wide as the image of a phase: those past a row's end are
     dropped. All images of a batch are in one line.
     """
 
-    data: tuple[int, int, int, int]
     window: Window
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data
-
-    @property
-    def channels(self) -> int:
-        return self.data[1]
 
     @property
     def out(self) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from .common import (
     flat,
     i64,
     inline_around,
+    joined,
     last_block,
     with_axes_joined,
 )
@@ -60,13 +61,8 @@ class Result:
 def rows_of(source: Tokens, outputs: int) -> Result:
     """Rows arranged as they are read, outputs last."""
 
-    def place(*at: Any) -> tuple[Any, Any]:
-        row = i64(0)
-        for size, index in zip(source.lead, at[:-1], strict=True):
-            row = row * i64(size) + index
-        return at[-1], row
-
-    return Result((*source.lead, outputs), place, turned=True)
+    shape = (*source.lead, outputs)
+    return Result(shape, lambda *at: (at[-1], joined(source.lead, at[:-1])), turned=True)
 
 
 def image_of(source: Pixels | Image, outputs: int) -> Result:
