@@ -45,8 +45,8 @@ HEAD = """# Benchmarks
 Made by `make bench` on {machine}: fp32, medians of interleaved rounds. A ratio is TVM's time over that of
 the faster of ONNX Runtime and OpenVINO; below 1 is faster. *Pruned* has half of the multiply-accumulates
 (`--macs 50% --multiple 8`) and is compared with these runtimes on the pruned file, or with their best time on
-the dense one. *Tuned*, where it was measured, is after `tools/bench.py --tune SECONDS`, a minute or so for
-each file. Models of batch 8 are the same graphs, the sizes in their reshapes counting it. Rows may be of
+the dense one. *Tuned*, where it was measured, is after `tools/bench.py --tune 15`, 15 seconds for each
+file. Models of batch 8 are the same graphs, the sizes in their reshapes counting it. Rows may be of
 several runs, kept in `benchmarks.json`; on a shared machine milliseconds of different rows do not compare.
 
 ## Geometric means over the zoo graphs

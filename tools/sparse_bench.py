@@ -119,6 +119,8 @@ Made by `make sparse-bench` on {machine}: one thread, fp32, medians of interleav
 many times as fast a layer or net with zeros is here as it is *dense* in the faster of ONNX Runtime and
 OpenVINO, neither of which skips zeros. Weights and the places of zeros are random.
 
+Measured by {commands}.
+
 ## Layers
 
 By default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel. Inputs and
@@ -266,7 +268,8 @@ def nets(seconds: float) -> list[dict[str, Any]]:
 
 
 def table(data: Mapping[str, Any]) -> str:
-    text = HEAD.format(machine=machine())
+    commands = ", ".join(f"`{command}`" for command in data["commands"].values())
+    text = HEAD.format(machine=machine(), commands=commands)
     names = [layer.name for layer in LAYERS if layer.name in data.get("layers", {})]
     if names:
         text += "\n| zeros | " + " | ".join(names) + " |\n" + "| --- " * (len(names) + 1) + "|\n"
@@ -332,6 +335,8 @@ def main() -> None:
     for part in [part for part in parts if getattr(asked, part)] or parts:
         made = {"layers": lambda: layers(asked.tune), "curves": curves, "nets": lambda: nets(asked.tune)}
         data[part] = made[part]()
+        tuned = f" --tune {asked.tune:g}" if asked.tune and part != "curves" else ""
+        data.setdefault("commands", {})[part] = f"tools/sparse_bench.py --{part}{tuned}"
         DATA.write_text(json.dumps(data, indent=1) + "\n")
         TABLE.write_text(table(data))
         if "curves" in data:
