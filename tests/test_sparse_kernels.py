@@ -169,15 +169,16 @@ def test_blocks_hold_the_weights(rows: int, depth: int, chains: int) -> None:
     channels, offsets = np.arange(22) // 2, np.arange(22) * 7
     strip = Strip(rows, 1, depth, chains)
     blocks = blocks_of(weights, offsets, channels, strip)
+    values = blocks.values.reshape(-1, rows)
     count, turn = -(-13 // rows), max(1, chains)
     back = np.zeros((count * rows, 22), np.float32)
     for number, (start, end) in enumerate(zip(blocks.starts, blocks.starts[1:], strict=False)):
         for k in range(start * turn, end * turn):
             column = blocks.offsets[k] // 7
-            if blocks.values[k].any():
+            if values[k].any():
                 assert not depth or channels[column] // depth == number // count
                 block = number % count
-                back[block * rows : (block + 1) * rows, column] += blocks.values[k]
+                back[block * rows : (block + 1) * rows, column] += values[k]
     assert np.array_equal(back[:13], weights)
     assert len(blocks.starts) == strip.panels(11) * count + 1
 

@@ -26,10 +26,11 @@ _CACHES = (1 << 15, 1 << 18)  # bytes of a panel that stay in the first and the 
 _FMAS, _LOADS = 2.0, 2.0  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
 _SPLIT = 2.0  # lines of the cache that a vector at any place of an image lies in
+_GATHER = 1.2  # of an element into its lane, in loads
 _LATENCY = 4.0
 _BEGIN = 30.0  # a block: its loop, its registers
 _PACK, _TURN, _LAST = 0.5, 0.4, 0.6  # of an element of the source, of turned sums, of the last pass
-_BYTES = {False: 12.0, True: 6.0}  # of weights, from the last cache or from memory
+_BYTES = {False: 18.0, True: 6.0}  # of weights, from the last cache or from memory
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,9 @@ class Sparse:
             if positions < _FEW:
                 lanes = ceil_div(rows, LANES)
                 for wide in range(1, min(positions, 4) + 1):
+                    if rows == 1:
+                        found += [Strip(1, wide, 0, count * LANES) for count in (1, 2)]
+                        continue
                     for chains in (1, 2, 4, 8):
                         if chains * wide * lanes <= core.registers - 4:
                             found.append(Strip(rows, wide, 0, chains))
@@ -162,9 +166,11 @@ class Sparse:
         nonzeros = blocks * self.columns * self.pattern.share(strip.rows)
         if strip.chains:
             lanes = ceil_div(strip.rows, LANES)
-            multiplies, loads = lanes * strip.wide, lanes + strip.wide + 0.5
-            # LLVM takes sums of scalars apart by itself.
-            sums = math.inf if strip.rows == 1 else strip.chains * multiplies
+            multiplies, loads = float(lanes * strip.wide), lanes + strip.wide + 0.5
+            if strip.rows == 1:
+                nonzeros += blocks * (strip.chains - 1) / 2  # filled to whole chains
+                multiplies, loads = strip.wide / LANES, strip.wide * _GATHER + 1
+            sums = strip.chains * multiplies
         else:
             multiplies = strip.rows * strip.vectors
             sums = multiplies
@@ -176,7 +182,7 @@ class Sparse:
         passes = source.positions * (
             source.channels * _PACK + self.outputs * (_LAST + _TURN * isinstance(source, Tokens))
         )
-        weights = nonzeros * 4 * (strip.rows + 1) / _BYTES[far]
+        weights = nonzeros * (4 * strip.rows + 2) / _BYTES[far]
         return tiles * (nonzeros * each + panels * blocks * begin) + passes + weights
 
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...]) -> Blocks:
@@ -187,7 +193,7 @@ class Sparse:
     def kernel(self, blocks: Blocks, choice: tuple[int, ...], core: Core) -> Any:
         """A PrimFunc of the operand and of the arrays of ``blocks``."""
         strip = Strip(*choice)
-        return sparse.kernel(self.source, self.outputs, len(blocks.values), strip, self.result, core)
+        return sparse.kernel(self.source, self.outputs, blocks, strip, self.result, core)
 
     def function(self, choice: tuple[int, ...], core: Core) -> Any:
         """A kernel for weights of the pattern."""

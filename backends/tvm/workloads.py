@@ -31,7 +31,7 @@ MOST = 12  # choices of a workload
 
 # The static model of a core, in cycles.
 _FMAS = 2.0  # multiply-adds of vectors
-_BYTES = {False: 12.0, True: 6.0}  # of weights, from the last cache or from memory
+_BYTES = {False: 8.0, True: 6.0}  # of weights, from the last cache or from memory
 _TURN = 6.0  # to turn a vector of eight lanes of a patch to Winograd's basis, or back
 _CLEARLY = 0.8  # of the time of the direct way, to be preferred
 _SURELY = 1.1  # the estimated gain that is taken for one

@@ -21,7 +21,8 @@ class Strip:
         depth: channels of the source after which the next block of outputs is begun, so that what is read
             stays in the cache; 0 for all.
         chains: 0 where positions are in the lanes. For few positions outputs are, and so many non-zeros are
-            summed apart from each other, which hides the latency of a multiply-add.
+            summed apart from each other, which hides the latency of a multiply-add; with one output, these
+            are in the lanes.
     """
 
     rows: int
@@ -43,8 +44,8 @@ class Blocks:
     """Non-zero weights by blocks of outputs.
 
     Attributes:
-        values: shape (non-zeros, rows), float32: the rows of a block at one column.
-        offsets: shape (non-zeros,), int32: of the column in the source.
+        values: shape (non-zeros · rows,), float32: the rows of a block at one column beside each other.
+        offsets: shape (non-zeros,), of the column in the source: uint16 where that holds all, or int32.
         starts: shape (panels · blocks + 1,), int32: where the non-zeros of each block begin, panel by panel,
             counted in chains.
     """
@@ -75,7 +76,9 @@ def blocks_of(weights: NDArray[Any], offsets: NDArray[Any], channels: NDArray[An
     filled = -(-counts // chains) * chains
     starts = np.concatenate([[0], np.cumsum(filled)])
     # Arrays of no elements are none to TVM.
-    values, places = np.zeros((max(1, starts[-1]), strip.rows), np.float32), np.zeros(max(1, starts[-1]))
+    size = max(1, starts[-1])
+    values = np.zeros((size, strip.rows), np.float32)
+    places = np.zeros(size, np.uint16 if offsets.max() < 1 << 16 else np.int32)
     at = starts[number] + np.arange(len(number)) - (np.cumsum(counts) - counts)[number]
     values[at], places[at] = blocks[block, :, column], offsets[column]
-    return Blocks(values, places.astype(np.int32), (starts // chains).astype(np.int32))
+    return Blocks(values.reshape(-1), places, (starts // chains).astype(np.int32))

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import f32
-from .blocks import Strip
+from .blocks import Blocks, Strip
 from .common import (
     LANES,
     WORTH_THREADS,
@@ -41,6 +42,8 @@ from .common import (
 from .sources import Image, Pixels, Source, Tokens, lanes, positions, turned, width
 
 _FUSIBLE = 4  # for TVM's fusion: what is elementwise may follow
+_LINE, _AHEAD = 64, 8192  # bytes of a line of the cache, and how far ahead weights are asked for
+_NEAR = 1 << 21  # bytes of weights that stay in caches where asking takes longer than it saves
 _WORTH_PARTS = 1 << 16  # elements of the result, below which one thread writes it
 
 
@@ -75,12 +78,9 @@ def image_of(source: Pixels | Image, outputs: int) -> Result:
     return Result(shape, lambda b, o, i, j: (o, b * i64(high * wide) + i * i64(wide) + j))
 
 
-def kernel(source: Source, outputs: int, nonzeros: int, strip: Strip, result: Result, core: Core) -> Any:
-    """A PrimFunc of the operand and of the arrays of `Blocks`; `Sparse` schedules what is fused to it.
-
-    Args:
-        nonzeros: length of the arrays.
-    """
+def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: Result, core: Core) -> Any:
+    """A PrimFunc of the operand and of the arrays of ``blocks``; `Sparse` schedules what is fused to it."""
+    nonzeros = len(blocks.offsets)
     count, panels = ceil_div(outputs, strip.rows), strip.panels(source.channels)
     tiles = ceil_div(width(source, strip), strip.wide)
     whole = tiles * strip.wide if result.turned else width(source, strip)
@@ -95,8 +95,8 @@ def kernel(source: Source, outputs: int, nonzeros: int, strip: Strip, result: Re
 
         x = argument("x", source.shape, "float32")
         weights = _Weights(
-            argument("values", (nonzeros, strip.rows), "float32"),
-            argument("offsets", (nonzeros,), "int32"),
+            argument("values", (nonzeros * strip.rows,), "float32"),
+            argument("offsets", (nonzeros,), str(blocks.offsets.dtype)),
             argument("starts", (panels * count + 1,), "int32"),
         )
         made = argument("result", result.shape, "float32")
@@ -186,13 +186,18 @@ def _many(
         at = k.astype("int64")
         with registers() as (r, v):
             read = data[base + weights.offsets[at].astype("int64") + v]
-            script.buffer_store(kept, kept[r * wide + v] + weights.values[at, r] * read, [r * wide + v])
+            script.buffer_store(
+                kept, kept[r * wide + v] + weights.values[at * rows + r] * read, [r * wide + v]
+            )
     with registers() as (r, v):
         script.buffer_store(sums, kept[r * wide + v], [block * rows + r, first + v])
 
 
 def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number: Any, strip: Strip) -> None:
     """The sums of one block of outputs at the few positions of one tile, outputs in the lanes."""
+    if strip.rows == 1:
+        _one(weights, data, base, sums, first, number, strip)
+        return
     rows, wide, chains = strip.rows, strip.wide, strip.chains
     kept = script.sblock_alloc_buffer([i64(chains * wide * rows)], "float32", scope="local")
 
@@ -207,17 +212,59 @@ def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number:
 
     with registers(chains) as at:
         script.buffer_store(kept, f32(0), [place(*at)])
-    turns = script.serial(weights.starts[number], weights.starts[number + 1])
-    with turns as turn, registers(chains) as (c, v, r):
-        k = turn.astype("int64") * chains + c
-        read = data[base + weights.offsets[k].astype("int64") + v]
-        value = kept[place(c, v, r)] + weights.values[k, r] * read
-        script.buffer_store(kept, value, [place(c, v, r)])
+    with script.serial(weights.starts[number], weights.starts[number + 1]) as turn:
+        begin = turn.astype("int64") * chains
+        _ask_for(weights, begin, chains, rows)
+        with registers(chains) as (c, v, r):
+            k = begin + c
+            read = data[base + weights.offsets[k].astype("int64") + v]
+            value = kept[place(c, v, r)] + weights.values[k * rows + r] * read
+            script.buffer_store(kept, value, [place(c, v, r)])
     with registers(1) as (_, v, r):
         total = kept[place(0, v, r)]
         for c in range(1, chains):
             total = total + kept[place(c, v, r)]
         script.buffer_store(sums, total, [first + v, number * rows + r])
+
+
+def _one(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number: Any, strip: Strip) -> None:
+    """The sums of one output, its non-zeros in the lanes: what they multiply is put together."""
+    wide, vectors = strip.wide, strip.chains // LANES
+    kept = script.sblock_alloc_buffer([i64(wide * strip.chains)], "float32", scope="local")
+    with script.unroll(i64(0), i64(wide * vectors)) as v:
+        script.buffer_store(kept, tirx.Broadcast(f32(0), LANES), [lanes(v * i64(LANES))])
+    with script.serial(weights.starts[number], weights.starts[number + 1]) as turn:
+        begin = turn.astype("int64") * strip.chains
+        _ask_for(weights, begin, strip.chains, 1)
+        for u in range(vectors):
+            k = begin + u * LANES
+            offsets = [script.bind(weights.offsets[k + lane].astype("int64")) for lane in range(LANES)]
+            values = script.bind(weights.values[lanes(k)])
+            for v in range(wide):
+                each = [data[base + offset + v] for offset in offsets]
+                read = tirx.Shuffle(each, [tirx.const(n, "int32") for n in range(LANES)])
+                at = lanes(i64((v * vectors + u) * LANES))
+                script.buffer_store(kept, kept[at] + values * read, [at])
+    with script.unroll(i64(0), i64(wide)) as v:
+        total = kept[v * strip.chains]
+        for lane in range(1, strip.chains):
+            total = total + kept[v * strip.chains + lane]
+        script.buffer_store(sums, total, [first + v, number])
+
+
+def _ask_for(weights: _Weights, begin: Any, count: int, rows: int) -> None:
+    """Have many weights that are needed soon read from memory: for few positions that is what takes time."""
+    if 4 * int(weights.values.shape[0]) < _NEAR:
+        return
+    for buffer, each in ((weights.values, rows), (weights.offsets, 1)):
+        width = np.dtype(str(buffer.dtype)).itemsize
+        for line in range(0, count * each * width, _LINE):
+            address = tirx.address_of(buffer[(begin * each) + (_AHEAD + line) // width])
+            script.evaluate(
+                tirx.call_intrin(
+                    "void", "tirx.prefetch", address, *(tirx.const(n, "int32") for n in (0, 3, 1))
+                )
+            )
 
 
 def _turn(part: Any, sums: Any, first: Any, strip: Strip, outputs: int, parallel: bool) -> None:
@@ -236,9 +283,6 @@ def _turn(part: Any, sums: Any, first: Any, strip: Strip, outputs: int, parallel
 @contextmanager
 def _outputs(rows: int) -> Iterator[Any]:
     """Loops over the outputs of a block, as vectors where they make any."""
-    if rows == 1:
-        yield i64(0)
-        return
     wide = min(rows, LANES)
     with script.unroll(i64(0), i64(rows // wide)) as u, script.vectorized(i64(0), i64(wide)) as lane:
         yield u * i64(wide) + lane
