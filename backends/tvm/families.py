@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from ..table import Axis, Call, Sizes
 from .schedules.common import LANES
 from .sparse import Sparse
-from .workloads import Batched, Convolution, Dense, Depthwise, Product, Workload
+from .workloads import Attention, Batched, Convolution, Dense, Depthwise, Product, Workload
 
 _OUT, _IN = Axis("out", LANES), Axis("in", LANES)
 
@@ -27,7 +27,7 @@ def channels(workload: Dense) -> dict[Axis, int]:
             return {Axis("channels", LANES): workload.data[1]}
         case Product():
             return {Axis("out", 1): workload.columns, Axis("in", 1): workload.depth}
-        case Batched():
+        case Batched() | Attention():
             sizes = {Axis("out", 1): workload.columns, Axis("in", 1): workload.depth}
             return {**sizes, Axis("heads", 1, linear=True): workload.batch}
 
@@ -53,7 +53,7 @@ def resized(workload: Dense, sizes: Sizes) -> Dense:
             return replace(workload, data=(n, sizes[0], rows, columns))
         case Product():
             return replace(workload, columns=sizes[0], depth=sizes[1])
-        case Batched():
+        case Batched() | Attention():
             return replace(workload, columns=sizes[0], depth=sizes[1], batch=sizes[2])
 
 
@@ -91,3 +91,6 @@ def _told(workload: Dense) -> str:
             return f"product {workload.depth}→{workload.columns}, {workload.rows} row{plural}"
         case Batched():
             return f"product {workload.depth}→{workload.columns}, {workload.batch}×{workload.rows} rows"
+        case Attention():
+            heads = f"attention {workload.batch}×{workload.rows} to {workload.keys}"
+            return f"{heads}, {workload.depth} and {workload.columns} wide"

@@ -62,6 +62,7 @@ class Forms:
     builder: where new bindings go.
     definitions: what each variable of the original function is bound to.
     uses: in how many places of the original function a variable is read.
+    reader: the last variable whose definition reads a variable.
     plain, packed: the forms that exist of each variable of the original function.
     joined: the packed concatenations that exist, by what they concatenate.
     """
@@ -77,22 +78,24 @@ class Forms:
         self.joined: dict[tuple[Any, ...], Any] = {}
         self.definitions: dict[Any, Any] = {}
         self.uses: dict[Any, int] = {}
+        self.reader: dict[Any, Any] = {}
         for binding in function.body.blocks[0].bindings:
             self.definitions[binding.var] = binding.value
-            self._count(binding.value)
-        self._count(function.body.body)
+            self._count(binding.value, binding.var)
+        self._count(function.body.body, None)
 
-    def _count(self, value: Any) -> None:
+    def _count(self, value: Any, reader: Any) -> None:
         if isinstance(value, relax.Var):
             self.uses[value] = self.uses.get(value, 0) + 1
+            self.reader[value] = reader
         elif isinstance(value, relax.Call):
             for argument in value.args:
-                self._count(argument)
+                self._count(argument, reader)
         elif isinstance(value, relax.Tuple):
             for field in value.fields:
-                self._count(field)
+                self._count(field, reader)
         elif isinstance(value, relax.TupleGetItem):
-            self._count(value.tuple_value)
+            self._count(value.tuple_value, reader)
 
     def definition(self, expression: Any) -> Any:
         """What an expression is bound to; None for a parameter or a constant."""

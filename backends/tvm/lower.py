@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm import relax
 
-from . import packed, plain, transposed
+from . import attention, packed, plain, transposed
 from .forms import Forms, is_float, operator
 from .workloads import Choices
 
@@ -25,10 +25,13 @@ def lower(module: Any, choices: Choices) -> Any:
     if len(blocks) != 1 or not isinstance(function.body.body, relax.Var):
         return module  # control flow: left to TVM's own lowering
     forms = Forms(module, choices)
+    attended = [attention.heads(forms, value) for value in forms.definitions.values()]
+    inside = {var for found in attended if found is not None for var in found.inside}
     with forms.builder.function("main", list(function.params)):
         with forms.builder.dataflow():
             for binding in blocks[0].bindings:
-                _bind(forms, binding.var, binding.value)
+                if binding.var not in inside:
+                    _bind(forms, binding.var, binding.value)
             result = forms.builder.emit_output(forms.rebuild(function.body.body))
         forms.builder.emit_func_output(result)
     return forms.builder.get()

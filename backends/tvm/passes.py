@@ -25,6 +25,7 @@ from tvm.s_tir import dlight
 from .constants import constant_bytes, tidy
 from .lower import lower
 from .machine import core_of, last_cache
+from .schedules.attention import Attention
 from .schedules.common import Core
 from .schedules.conv import ChunkedConv, Conv, Depthwise
 from .schedules.elementwise import Elementwise
@@ -90,7 +91,8 @@ class Schedules:
     """
 
     def transform_module(self, module: Any, context: Any) -> Any:
-        rules = [Sparse, Conv, ChunkedConv, Winograd, Depthwise, Gemm, Rows, Pool, Elementwise, Reduction]
+        rules = [Sparse, Conv, ChunkedConv, Winograd, Depthwise, Gemm, Attention, Rows]
+        rules += [Pool, Elementwise, Reduction]
         core, own = _core(), module.clone()  # which it writes into
         return dlight.ApplyDefaultSchedule(*(_Safe(rule(core)) for rule in rules))(own)
 

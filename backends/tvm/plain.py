@@ -12,7 +12,7 @@ from typing import Any
 from tvm import relax, te, tirx
 from tvm.ir import Constant
 
-from . import skip
+from . import attention, skip
 from .forms import ALONE, ELEMENTWISE, FUSIBLE, Forms, operator, shape_of, static_shape
 from .schedules import gemm, rows
 from .vecmath import ELEMENTWISE as FUNCTIONS
@@ -31,14 +31,15 @@ def matmul(forms: Forms, var: Any, call: Any) -> bool:
         if weights is not None:
             forms.plain[var] = _by_constant(forms, x, weights, static_shape(var))
             return True
-    if _is_batched(call):
+    if not _is_batched(call):
+        return False
+    if not _writes_permuted(forms, forms.definition(forms.reader.get(var))):
         forms.plain[var] = _batched(forms, call, list(range(len(left))))
-        return True
-    return False
+    return True
 
 
 def permute(forms: Forms, var: Any, call: Any) -> bool:
-    """A transpose of a batched product that nobody else reads: the product writes it in place."""
+    """A transpose of a batched product that nobody else reads: the product writes it so."""
     if not _writes_permuted(forms, call):
         return False
     forms.plain[var] = _batched(forms, forms.definition(call.args[0]), axes_of(call))
@@ -104,6 +105,9 @@ def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> An
 
 
 def _batched(forms: Forms, call: Any, order: list[int]) -> Any:
+    found = attention.heads(forms, call)
+    if found is not None:
+        return attention.attend(forms, found, order, lambda x, inner: _read(forms, x, inner))
     x, y = call.args
     left, right = static_shape(x), static_shape(y)
     a, b = _read(forms, x, len(left) - 1), _read(forms, y, None)

@@ -12,7 +12,7 @@ from tvm import relax, tirx
 from .forms import Forms, operator, static_shape
 from .schedules.common import i64
 
-_RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
+RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 Index = Callable[[Sequence[Any]], list[Any]]
 
@@ -36,7 +36,7 @@ def view(forms: Forms, expression: Any, stop: Callable[[Any], bool] = lambda val
     value = forms.definition(expression)
     name = operator(value)
     if value is not None and not stop(value):
-        if name in _RESHAPES:
+        if name in RESHAPES:
             inner = view(forms, value.args[0], stop)
             return View(inner.base, shape, _then(reshape_index(inner.shape, shape), inner.index))
         if name == "relax.permute_dims":

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeAlias
 from numpy.typing import NDArray
 from tvm import s_tir, te
 
-from .schedules import conv, gemm, winograd
+from .schedules import attention, conv, gemm, winograd
 from .schedules.common import LANES, Core, Rule, ceil_div, i64
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 from .sparse import Operand, Sparse
@@ -290,7 +290,67 @@ class Batched(_Computed):
         return x, y, made
 
 
-Dense: TypeAlias = Convolution | Depthwise | Product | Batched
+@dataclass(frozen=True)
+class Attention:
+    """The softmax of (batch, rows, depth) times (batch, keys, depth) turned, times (batch, keys, columns)."""
+
+    name: ClassVar[str] = "attention"
+    rules: ClassVar[tuple[type[Rule], ...]] = (attention.Attention,)
+
+    batch: int
+    rows: int
+    keys: int
+    depth: int
+    columns: int
+
+    @property
+    def description(self) -> str:
+        heads = f"attention of {self.batch} x {self.rows} to {self.keys}"
+        return f"{heads}, {self.depth} and {self.columns} wide"
+
+    @property
+    def flops(self) -> float:
+        """Of its products."""
+        return 2.0 * self.batch * self.rows * self.keys * (self.depth + self.columns)
+
+    def choices(self, core: Core, far: bool) -> Sequence[Choice]:
+        """The best by the static model first."""
+        scores, sums = (gemm.tiles(self.rows, n, core) for n in (self.keys, self.columns))
+        pairs = [(r, a, b) for r, a in scores for rows, b in sums if rows == r <= self.rows]
+        return sorted(pairs, key=lambda pair: self._work(pair, core))[:MOST]
+
+    def _work(self, choice: Choice, core: Core) -> float:
+        rows, *widths = choice
+        each = zip((self.keys, self.columns), widths, (self.depth, self.keys), strict=True)
+        return sum(n * k * gemm.overhead(self.rows, n, (rows, wide), core) for n, wide, k in each)
+
+    def function(self, choice: Choice, core: Core) -> Any:
+        """The kernel of a choice."""
+        sizes = attention.Sizes((self.batch,), self.rows, self.keys, self.depth, self.columns)
+
+        def at(buffer: Any, place: Sequence[Any]) -> Any:
+            return buffer[tuple(place)]
+
+        def turned(buffer: Any, place: Sequence[Any]) -> Any:
+            return buffer[place[0], place[2], place[1]]
+
+        def score(buffers: Any, place: Sequence[Any], product: Any) -> Any:
+            return product
+
+        operands = attention.Operands(self._shapes, (0, at), (1, turned), (2, at), score, list)
+        return attention.kernel(sizes, operands, choice, core)
+
+    def operands(self, choice: Choice) -> list[Operand]:
+        """What it takes, the result last."""
+        return list(self._shapes)
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        widths = [(self.rows, self.depth), (self.keys, self.depth), (self.keys, self.columns)]
+        return tuple((self.batch, *size) for size in (*widths, (self.rows, self.columns)))
+
+
+Dense: TypeAlias = Convolution | Depthwise | Product | Batched | Attention
 Workload: TypeAlias = Dense | Sparse
 
 

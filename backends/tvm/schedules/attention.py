@@ -1,0 +1,310 @@
+"""Attention in one kernel: scores of a few rows, their softmax, and what they weigh, while all is in cache.
+
+    result[i] = Σ softmax(score(query[i] · keyᵀ))[j] · value[j]    over the keys j
+
+Keys and values are packed to panels first, for each batch. The scores of a tile of rows are then computed by
+register tiles, as products are; they are never in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as script
+
+from ..vecmath import exp, f32
+from .common import Core, Rule, annotated, ceil_div, i64
+
+# Reads an element of a buffer's view at a position; gives the score of a product at a position.
+Read = Callable[[Any, Sequence[Any]], Any]
+Score = Callable[[Sequence[Any], Sequence[Any], Any], Any]
+
+_LEAST = -3.0e38
+_NEAR = 1 << 14  # bytes of scores that stay in the first cache with a panel
+_AGAIN = 0.2  # what reading a panel again takes, of a tile
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of attention.
+
+    Attributes:
+        batch: axes of matrices that do not mix.
+        rows, keys: of queries, and of what they attend to.
+        depth, columns: of a key, and of a value.
+    """
+
+    batch: tuple[int, ...]
+    rows: int
+    keys: int
+    depth: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What attention reads and writes.
+
+    Attributes:
+        shapes: of the buffers: those read, the result last.
+        query, key, value: which buffer holds each, and the element of it at (*batch, row, depth),
+            (*batch, depth, key) and (*batch, key, column).
+        score: of the buffers read, a position (*batch, row, key) and the product of a query and a key.
+        place: of the result at (*batch, row, column).
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    query: tuple[int, Read]
+    key: tuple[int, Read]
+    value: tuple[int, Read]
+    score: Score
+    place: Callable[[Sequence[Any]], Sequence[Any]]
+
+
+def kernel(sizes: Sizes, operands: Operands, tile: Sequence[int], core: Core) -> Any:
+    """A PrimFunc of the buffers.
+
+    Args:
+        tile: rows, and columns of scores and of results, in registers.
+    """
+    rows, wide_keys, wide_values = tile
+    batch, tiles = math.prod(sizes.batch), ceil_div(sizes.rows, rows)
+    band = _band(sizes.rows, rows, 4 * rows * ceil_div(sizes.keys, wide_keys) * wide_keys)
+    bands, parts = ceil_div(tiles, band), 1
+    if core.threads > 1 and batch % core.threads and batch < 4 * core.threads:
+        parts = min(core.threads, bands)  # of the rows of a batch, each of which packs keys for itself
+    with IRBuilder() as builder, script.prim_func(s_tir=True):
+        script.func_attr({"tirx.noalias": True})
+        names = [f"x{n}" for n in range(len(operands.shapes) - 1)] + ["result"]
+        buffers = [
+            script.arg(name, script.buffer([i64(size) for size in shape], "float32"))
+            for name, shape in zip(names, operands.shapes, strict=True)
+        ]
+        with script.sblock("root"), script.sblock("attention"):
+            script.sblock_attr({"attention": 1})
+            script.reads(*(buffer[_all(buffer)] for buffer in buffers[:-1]))
+            script.writes(buffers[-1][_all(buffers[-1])])
+            loop = script.parallel if core.threads > 1 else script.serial
+            with loop(i64(0), i64(batch * parts)) as turn, _block():
+                lead = _axes(tirx.floordiv(turn, i64(parts)), sizes.batch)
+                emit = _Emit(sizes, operands, buffers, lead, rows, band, core.lanes)
+                keys = emit.packed(operands.key, sizes.keys, sizes.depth, wide_keys)
+                values = emit.packed(operands.value, sizes.columns, sizes.keys, wide_values)
+                each = ceil_div(bands, parts)
+                with script.serial(i64(0), i64(each)) as t, _block():
+                    first = (tirx.floormod(turn, i64(parts)) * i64(each) + t) * i64(band * rows)
+                    if each * parts * band * rows > sizes.rows:
+                        first = tirx.min(first, i64(sizes.rows - band * rows))
+                    scores = emit.scores(keys, first, wide_keys)
+                    shares = emit.softmax(scores, first)
+                    emit.weighed(scores, shares, values, first, wide_values)
+    return builder.get()
+
+
+def _band(rows: int, tile: int, size: int) -> int:
+    """How many tiles of rows read a panel in turn, while their scores of so many bytes stay in the cache."""
+    fitting = range(1, max(1, min(rows // tile, _NEAR // size)) + 1)
+    return min(fitting, key=lambda band: ceil_div(rows, band * tile) * band * (1 + _AGAIN / band))
+
+
+@dataclass(frozen=True)
+class _Emit:
+    """The parts of the kernel for one batch.
+
+    Attributes:
+        lead: the position of the batch.
+        rows: of a tile.
+        band: tiles that are computed together.
+    """
+
+    sizes: Sizes
+    operands: Operands
+    buffers: Sequence[Any]
+    lead: Sequence[Any]
+    rows: int
+    band: int
+    lanes: int
+
+    def packed(self, operand: tuple[int, Read], outer: int, depth: int, wide: int) -> Any:
+        """Panels (outer/wide, depth, wide) of a matrix (depth, outer); what overhangs is the last column."""
+        panels, whole = ceil_div(outer, wide), outer // wide
+        made = _buffer(panels * depth * wide)
+        for start, count in ((0, whole), (whole, panels - whole)):
+            if not count:
+                continue
+            with script.serial(i64(0), i64(count)) as p, script.serial(i64(0), i64(depth)) as k:
+                panel = p + i64(start)
+                with self._columns(wide) as lane:
+                    column = panel * i64(wide) + lane
+                    if start:
+                        column = tirx.min(column, i64(outer - 1))
+                    value = self._read(operand, [k, column])
+                    script.buffer_store(made, value, [(panel * i64(depth) + k) * i64(wide) + lane])
+        return made
+
+    def scores(self, keys: Any, first: Any, wide: int) -> Any:
+        """Products (rows of a band, keys) of queries and all keys, filled to whole panels."""
+        panels = ceil_div(self.sizes.keys, wide)
+        width = panels * wide
+        made = _buffer(self.band * self.rows * width)
+        with self._tiles(panels) as (p, row):
+
+            def query(r: Any, k: Any) -> Any:
+                return self._read(self.operands.query, [first + row + r, k])
+
+            sums = self._product(query, keys, p, self.sizes.depth, wide)
+            with script.unroll(i64(0), i64(self.rows)) as r, self._columns(wide) as lane:
+                at = (row + r) * i64(width) + p * i64(wide) + lane
+                script.buffer_store(made, sums[r * wide + lane], [at])
+        return made
+
+    def softmax(self, scores: Any, first: Any) -> Any:
+        """Powers in the place of scores; one over the sum of each row of them."""
+        rows, keys, lanes = self.band * self.rows, self.sizes.keys, self.lanes
+        width = int(scores.shape[0]) // rows
+        shares, top, sums, most = _buffer(rows), _local(lanes), _local(lanes), _local(1)
+        with script.serial(i64(0), i64(rows)) as r, _block():
+
+            def score(j: Any, lane: Any, overhangs: bool) -> None:
+                at, last = r * i64(width) + j, tirx.min(j, i64(keys - 1)) if overhangs else j
+                value = self.operands.score(self.buffers, [*self.lead, first + r, last], scores[at])
+                if overhangs:
+                    value = tirx.Select(j < i64(keys), value, f32(_LEAST))
+                script.buffer_store(scores, value, [at])
+                script.buffer_store(top, tirx.max(top[lane], scores[at]), [lane])
+
+            def power(j: Any, lane: Any, overhangs: bool) -> None:
+                at = r * i64(width) + j
+                script.buffer_store(scores, exp(scores[at] - most[0]), [at])
+                script.buffer_store(sums, sums[lane] + scores[at], [lane])
+
+            self._fill(top, _LEAST)
+            self._each_key(score)
+            script.buffer_store(most, _reduced(top, lanes, tirx.max), [i64(0)])
+            self._fill(sums, 0.0)
+            self._each_key(power)
+            script.buffer_store(shares, f32(1) / _reduced(sums, lanes, lambda a, b: a + b), [r])
+        return shares
+
+    def weighed(self, powers: Any, shares: Any, values: Any, first: Any, wide: int) -> None:
+        """Values by their shares, added up to the result."""
+        keys, columns = self.sizes.keys, self.sizes.columns
+        width, whole = int(powers.shape[0]) // (self.band * self.rows), columns // wide
+
+        def panels(start: int, end: int, count: int) -> None:
+            with self._tiles(end - start) as (p, row):
+                panel = p + i64(start)
+                sums = self._product(
+                    lambda r, k: powers[(row + r) * i64(width) + k], values, panel, keys, wide
+                )
+                with script.unroll(i64(0), i64(self.rows)) as r:
+                    for begin, stop, lanes in _vectors(count, self.lanes):
+                        vectors = script.unroll(i64(begin), i64(stop))
+                        with vectors as u, script.vectorized(i64(0), i64(lanes)) as v:
+                            at = u * i64(lanes) + v
+                            place = self.operands.place([*self.lead, first + row + r, panel * i64(wide) + at])
+                            value = sums[r * wide + at] * shares[row + r]
+                            script.buffer_store(self.buffers[-1], value, list(place))
+
+        if whole:
+            panels(0, whole, wide)
+        if columns % wide:
+            panels(whole, whole + 1, columns % wide)
+
+    @contextmanager
+    def _tiles(self, panels: int) -> Iterator[tuple[Any, Any]]:
+        """Loops over panels and the tiles of a band; the panel, and the row of the band a tile begins at."""
+        with script.serial(i64(0), i64(panels)) as p, script.serial(i64(0), i64(self.band)) as t, _block():
+            yield p, t * i64(self.rows)
+
+    def _product(self, read: Callable[[Any, Any], Any], panels: Any, p: Any, depth: int, wide: int) -> Any:
+        """Sums (rows, wide) over ``depth`` of what is read and of a panel, in registers."""
+        sums = _local(self.rows * wide)
+        with script.unroll(i64(0), i64(self.rows)) as r, self._columns(wide) as lane:
+            script.buffer_store(sums, f32(0), [r * wide + lane])
+        loops = script.serial(i64(0), i64(depth)), script.unroll(i64(0), i64(self.rows))
+        with loops[0] as k, loops[1] as r, self._columns(wide) as lane:
+            factor = panels[(p * i64(depth) + k) * i64(wide) + lane]
+            script.buffer_store(sums, sums[r * wide + lane] + read(r, k) * factor, [r * wide + lane])
+        return sums
+
+    def _read(self, operand: tuple[int, Read], at: Sequence[Any]) -> Any:
+        number, read = operand
+        return read(self.buffers[number], [*self.lead, *at])
+
+    @contextmanager
+    def _columns(self, wide: int) -> Iterator[Any]:
+        """Loops over the vectors of a panel."""
+        count, lanes = i64(wide // self.lanes), i64(self.lanes)
+        with script.unroll(i64(0), count) as u, script.vectorized(i64(0), lanes) as lane:
+            yield u * lanes + lane
+
+    def _each_key(self, body: Callable[[Any, Any, bool], None]) -> None:
+        """Loops over vectors of keys; the last may overhang."""
+        whole, lanes = self.sizes.keys // self.lanes, i64(self.lanes)
+        with script.serial(i64(0), i64(whole)) as k, script.vectorized(i64(0), lanes) as lane:
+            body(k * lanes + lane, lane, False)
+        if self.sizes.keys % self.lanes:
+            with script.vectorized(i64(0), lanes) as lane:
+                body(whole * lanes + lane, lane, True)
+
+    def _fill(self, buffer: Any, value: float) -> None:
+        with script.vectorized(i64(0), i64(self.lanes)) as lane:
+            script.buffer_store(buffer, f32(value), [lane])
+
+
+def _vectors(count: int, lanes: int) -> list[tuple[int, int, int]]:
+    """Whole vectors and then single columns: from, to, and lanes of each."""
+    whole = count // lanes
+    found = [(0, whole, lanes), (whole * lanes, count, 1)]
+    return [part for part in found if part[0] < part[1]]
+
+
+def _reduced(buffer: Any, lanes: int, join: Callable[[Any, Any], Any]) -> Any:
+    value = buffer[0]
+    for lane in range(1, lanes):
+        value = join(value, buffer[lane])
+    return value
+
+
+def _axes(place: Any, sizes: Sequence[int]) -> list[Any]:
+    """The position in axes of these sizes that are joined to one."""
+    found = []
+    for size in reversed(sizes):
+        found.append(tirx.floormod(place, i64(size)))
+        place = tirx.floordiv(place, i64(size))
+    return found[::-1]
+
+
+@contextmanager
+def _block() -> Iterator[None]:
+    """A block without axes: what is allocated in it is of one turn of the loops around."""
+    with script.sblock("attention_part"):
+        script.reads()
+        script.writes()
+        yield
+
+
+def _buffer(size: int) -> Any:
+    return script.sblock_alloc_buffer([i64(size)], "float32")
+
+
+def _local(size: int) -> Any:
+    return script.sblock_alloc_buffer([i64(size)], "float32", scope="local")
+
+
+def _all(buffer: Any) -> tuple[slice, ...]:
+    return tuple(slice(i64(0), i64(int(size))) for size in buffer.shape)
+
+
+class Attention(Rule):
+    """`kernel` is scheduled as it is made."""
+
+    def schedule(self, schedule: Any) -> Any:
+        return None if annotated(schedule, "attention") is None else schedule
