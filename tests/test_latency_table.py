@@ -145,7 +145,7 @@ def test_curves_stay_inside_their_panel() -> None:
 def test_workloads_keep_their_family_with_fewer_channels() -> None:
     from onnx_prune.backends.tvm import families
     from onnx_prune.backends.tvm.schedules.conv import Window
-    from onnx_prune.backends.tvm.workloads import Batched, Convolution, Depthwise, Product
+    from onnx_prune.backends.tvm.workloads import Attention, Batched, Convolution, Depthwise, Product
 
     window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     image = (1, 32, 9, 7)
@@ -156,6 +156,7 @@ def test_workloads_keep_their_family_with_fewer_channels() -> None:
         Depthwise(image, window),
         Product(10, 64, 40),
         Batched(12, 10, 64, 40),
+        Attention(12, 10, 11, 64, 40),
     ]:
         whole = families.call_of(workload, 1)
         assert families.resized(workload, whole.sizes) == workload

@@ -114,6 +114,38 @@ def test_the_database_is_one_of_metaschedule(tmp_path: Path) -> None:
     assert "vectorized" in str(replayed.mod) or "T.vectorized" in replayed.mod.script()
 
 
+def test_every_kind_of_kernel_is_read_again(tmp_path: Path) -> None:
+    from onnx_prune.backends.tvm import build, frontend
+    from onnx_prune.backends.tvm.database import Database
+    from onnx_prune.backends.tvm.machine import host_target
+    from onnx_prune.backends.tvm.schedules.common import Core
+
+    net = Net(1, 6, 11, 24)
+    weights = net.rng.standard_normal((24, 16)).astype(np.float32)
+    weights[:, net.rng.random(16) < 0.9] = 0
+    x = net.op("MatMul", net.op("MatMul", "x", net.weight(24, 24)), net.constant(weights))
+    y = net.op("MatMul", x, net.op("Transpose", x, perm=[0, 1, 3, 2]))
+    attended = net.op("MatMul", net.op("Softmax", y, axis=-1), x)
+    z = net.op("MatMul", attended, net.op("Transpose", attended, perm=[0, 1, 3, 2]))
+    z = net.conv(net.conv(z, 6, 6, 3, groups=6), 6, 17, 3)
+    target = host_target(1)
+    modules = [net.model(z), convolutions()]
+    seen = [build.workloads_of(frontend.import_model(frontend.fold(m)), target).seen for m in modules]
+    kernels = [workload for each in seen for workload in each]
+    assert {type(w).__name__ for w in kernels} >= {
+        "Attention",
+        "Batched",
+        "Convolution",
+        "Depthwise",
+        "Product",
+        "Sparse",
+    }
+    database = Database(tmp_path)
+    for workload in kernels:
+        database.add(workload, False, workload.choices(Core(), False)[0], 1e-6, target)
+    assert len(Database(tmp_path).best(target)) == len(kernels)
+
+
 @dataclass(frozen=True)
 class Fatal:
     """A workload whose second choice ends the process."""

@@ -22,7 +22,7 @@ FAST = {f"fast-math-{flag}": True for flag in ("reassoc", "contract", "nsz")}
 def workloads() -> list[Any]:
     """A convolution, the same in chunks of its channels, one that Winograd computes, products."""
     from onnx_prune.backends.tvm.schedules.conv import Window
-    from onnx_prune.backends.tvm.workloads import Batched, Convolution, Product
+    from onnx_prune.backends.tvm.workloads import Attention, Batched, Convolution, Product
 
     every, steps = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)), Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
     return [
@@ -31,6 +31,7 @@ def workloads() -> list[Any]:
         Convolution((2, 40, 9, 9), 64, 40, 64, every),
         Product(50, 60, 70),
         Batched(3, 20, 30, 40),
+        Attention(3, 20, 30, 40, 24),
     ]
 
 

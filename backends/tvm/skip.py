@@ -57,9 +57,10 @@ def _taken(
     dense: Convolution | Product,
 ) -> Any:
     workload = Sparse(source, len(matrix), pattern_of(matrix))
-    if not forms.choices.skips(weights, workload, dense):
+    alike = workload.in_rows()
+    if not forms.choices.skips(weights, alike, dense):
         return None
-    choice = forms.choices.of(workload)
+    choice = forms.choices.of(alike)
     blocks = workload.blocks(matrix, choice)
     function = workload.kernel(blocks, choice, forms.choices.core)
     function = function.with_attrs({DESCRIPTION: workload.description, FLOPS: workload.flops})

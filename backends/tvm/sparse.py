@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
@@ -118,6 +118,12 @@ class Sparse:
         if isinstance(self.source, Tokens):
             return sparse.rows_of(self.source, self.outputs)
         return sparse.image_of(self.source, self.outputs)
+
+    def in_rows(self) -> Sparse:
+        """The same on tokens that are not arranged in any way: it takes as long."""
+        if not isinstance(self.source, Tokens):
+            return self
+        return replace(self, source=Tokens((self.source.positions,), self.source.channels))
 
     def choices(self, core: Core, far: bool) -> Sequence[tuple[int, ...]]:
         """The best by the static model first."""

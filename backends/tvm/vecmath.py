@@ -8,6 +8,8 @@ from typing import Any
 
 from tvm import tirx
 
+LOG2_E = math.log2(math.e)
+
 
 def f32(value: float) -> Any:
     return tirx.const(float(value), "float32")
@@ -23,13 +25,24 @@ def _horner(x: Any, coefficients: Sequence[float]) -> Any:
 def exp(x: Any) -> Any:
     """Relative error below 2e-7. Range reduction by powers of two as in Cephes' expf, degree 5."""
     x = tirx.max(tirx.min(x, f32(88.0)), f32(-87.33))
-    n = tirx.floor(x * f32(math.log2(math.e)) + f32(0.5))
+    n = tirx.floor(x * f32(LOG2_E) + f32(0.5))
     r = x - n * f32(0.693359375) + n * f32(2.12194440e-4)  # log 2 in two parts
     p = _horner(r, [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5])
     power = tirx.reinterpret(
         "float32", (n.astype("int32") + tirx.const(127, "int32")) << tirx.const(23, "int32")
     )
     return (p * r * r + r + f32(1.0)) * power
+
+
+def exp2(x: Any) -> Any:
+    """Two to the power of x, which is at most 127. Relative error below 1e-7, exact at whole x; degree 6, by
+    interpolation at Chebyshev's points.
+    """
+    x = tirx.max(x, f32(-126.0))
+    n = tirx.nearbyint(x)
+    c = [1.545316294e-4, 1.339086336e-3, 9.618082557e-3, 5.550357114e-2, 0.2402265076, 0.693147188, 1.0]
+    bits = tirx.reinterpret("int32", _horner(x - n, c))
+    return tirx.reinterpret("float32", bits + (n.astype("int32") << tirx.const(23, "int32")))
 
 
 def erf(x: Any) -> Any:

@@ -26,7 +26,7 @@ from .sparse import Operand, Sparse
 # How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
 Choice: TypeAlias = tuple[int, ...]
 
-VERSION = 4  # of kernels and schedules: times of another one say nothing about these
+VERSION = 5  # of kernels and schedules: times of another one say nothing about these
 MOST = 12  # choices of a workload
 
 # The static model of a core, in cycles.

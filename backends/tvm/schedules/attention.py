@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
-from ..vecmath import exp, f32
+from ..vecmath import LOG2_E, exp2, f32
 from .common import Core, Rule, annotated, ceil_div, i64
 
 # Reads an element of a buffer's view at a position; gives the score of a product at a position.
@@ -75,7 +75,9 @@ def kernel(sizes: Sizes, operands: Operands, tile: Sequence[int], core: Core) ->
     """
     rows, wide_keys, wide_values = tile
     batch, tiles = math.prod(sizes.batch), ceil_div(sizes.rows, rows)
-    band = _band(sizes.rows, rows, 4 * rows * ceil_div(sizes.keys, wide_keys) * wide_keys)
+    band = _band(sizes.rows, rows, 4 * rows * ceil_div(sizes.keys, core.lanes) * core.lanes)
+    of_keys = _panels(sizes.keys, wide_keys, core.lanes)
+    of_values = _panels(sizes.columns, wide_values, core.lanes)
     bands, parts = ceil_div(tiles, band), 1
     if core.threads > 1 and batch % core.threads and batch < 4 * core.threads:
         parts = min(core.threads, bands)  # of the rows of a batch, each of which packs keys for itself
@@ -94,16 +96,16 @@ def kernel(sizes: Sizes, operands: Operands, tile: Sequence[int], core: Core) ->
             with loop(i64(0), i64(batch * parts)) as turn, _block():
                 lead = _axes(tirx.floordiv(turn, i64(parts)), sizes.batch)
                 emit = _Emit(sizes, operands, buffers, lead, rows, band, core.lanes)
-                keys = emit.packed(operands.key, sizes.keys, sizes.depth, wide_keys)
-                values = emit.packed(operands.value, sizes.columns, sizes.keys, wide_values)
+                keys = emit.packed(operands.key, of_keys, sizes.depth)
+                values = emit.packed(operands.value, of_values, sizes.keys)
                 each = ceil_div(bands, parts)
                 with script.serial(i64(0), i64(each)) as t, _block():
                     first = (tirx.floormod(turn, i64(parts)) * i64(each) + t) * i64(band * rows)
                     if each * parts * band * rows > sizes.rows:
                         first = tirx.min(first, i64(sizes.rows - band * rows))
-                    scores = emit.scores(keys, first, wide_keys)
+                    scores = emit.scores(keys, of_keys, first)
                     shares = emit.softmax(scores, first)
-                    emit.weighed(scores, shares, values, first, wide_values)
+                    emit.weighed(scores, shares, values, of_values, first)
     return builder.get()
 
 
@@ -111,6 +113,35 @@ def _band(rows: int, tile: int, size: int) -> int:
     """How many tiles of rows read a panel in turn, while their scores of so many bytes stay in the cache."""
     fitting = range(1, max(1, min(rows // tile, _NEAR // size)) + 1)
     return min(fitting, key=lambda band: ceil_div(rows, band * tile) * band * (1 + _AGAIN / band))
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Columns of a matrix in panels of equal width.
+
+    Attributes:
+        start: the first column.
+        count: of panels.
+        wide: columns of a panel, whole vectors.
+        columns: of them that are there: all but in the last panel of a matrix.
+    """
+
+    start: int
+    count: int
+    wide: int
+    columns: int
+
+    def column(self, panel: Any) -> Any:
+        """The first of a panel."""
+        return i64(self.start) + panel * i64(self.wide)
+
+
+def _panels(columns: int, wide: int, lanes: int) -> list[Panels]:
+    whole, rest = divmod(columns, wide)
+    found = [Panels(0, whole, wide, wide)] if whole else []
+    if rest:
+        found.append(Panels(whole * wide, 1, ceil_div(rest, lanes) * lanes, rest))
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,37 +162,35 @@ class _Emit:
     band: int
     lanes: int
 
-    def packed(self, operand: tuple[int, Read], outer: int, depth: int, wide: int) -> Any:
-        """Panels (outer/wide, depth, wide) of a matrix (depth, outer); what overhangs is the last column."""
-        panels, whole = ceil_div(outer, wide), outer // wide
-        made = _buffer(panels * depth * wide)
-        for start, count in ((0, whole), (whole, panels - whole)):
-            if not count:
-                continue
-            with script.serial(i64(0), i64(count)) as p, script.serial(i64(0), i64(depth)) as k:
-                panel = p + i64(start)
-                with self._columns(wide) as lane:
-                    column = panel * i64(wide) + lane
-                    if start:
-                        column = tirx.min(column, i64(outer - 1))
-                    value = self._read(operand, [k, column])
-                    script.buffer_store(made, value, [(panel * i64(depth) + k) * i64(wide) + lane])
+    def packed(self, operand: tuple[int, Read], runs: Sequence[Panels], depth: int) -> Any:
+        """Panels (depth, wide) of a matrix (depth, columns), one after the other; what overhangs is the last
+        column again.
+        """
+        made = _buffer(depth * (runs[-1].start + runs[-1].count * runs[-1].wide))
+        for run in runs:
+            panels, rows = script.serial(i64(0), i64(run.count)), script.serial(i64(0), i64(depth))
+            with panels as p, rows as k, self._columns(run.wide) as lane:
+                column = run.column(p) + lane
+                if run.columns < run.wide:
+                    column = tirx.min(column, i64(run.start + run.columns - 1))
+                value = self._read(operand, [k, column])
+                script.buffer_store(made, value, [run.column(p) * i64(depth) + k * i64(run.wide) + lane])
         return made
 
-    def scores(self, keys: Any, first: Any, wide: int) -> Any:
-        """Products (rows of a band, keys) of queries and all keys, filled to whole panels."""
-        panels = ceil_div(self.sizes.keys, wide)
-        width = panels * wide
+    def scores(self, keys: Any, runs: Sequence[Panels], first: Any) -> Any:
+        """Products (rows of a band, keys) of queries and all keys, filled to whole vectors."""
+        width = ceil_div(self.sizes.keys, self.lanes) * self.lanes
         made = _buffer(self.band * self.rows * width)
-        with self._tiles(panels) as (p, row):
+        for run in runs:
+            with self._tiles(run) as (p, row):
 
-            def query(r: Any, k: Any) -> Any:
-                return self._read(self.operands.query, [first + row + r, k])
+                def query(r: Any, k: Any, row: Any = row) -> Any:
+                    return self._read(self.operands.query, [first + row + r, k])
 
-            sums = self._product(query, keys, p, self.sizes.depth, wide)
-            with script.unroll(i64(0), i64(self.rows)) as r, self._columns(wide) as lane:
-                at = (row + r) * i64(width) + p * i64(wide) + lane
-                script.buffer_store(made, sums[r * wide + lane], [at])
+                sums = self._product(query, keys, run, p, self.sizes.depth)
+                with script.unroll(i64(0), i64(self.rows)) as r, self._columns(run.wide) as lane:
+                    at = (row + r) * i64(width) + run.column(p) + lane
+                    script.buffer_store(made, sums[r * run.wide + lane], [at])
         return made
 
     def softmax(self, scores: Any, first: Any) -> Any:
@@ -181,56 +210,54 @@ class _Emit:
 
             def power(j: Any, lane: Any, overhangs: bool) -> None:
                 at = r * i64(width) + j
-                script.buffer_store(scores, exp(scores[at] - most[0]), [at])
+                script.buffer_store(scores, exp2(scores[at] * f32(LOG2_E) - most[0]), [at])
                 script.buffer_store(sums, sums[lane] + scores[at], [lane])
 
             self._fill(top, _LEAST)
             self._each_key(score)
-            script.buffer_store(most, _reduced(top, lanes, tirx.max), [i64(0)])
+            script.buffer_store(most, _reduced(top, lanes, tirx.max) * f32(LOG2_E), [i64(0)])
             self._fill(sums, 0.0)
             self._each_key(power)
             script.buffer_store(shares, f32(1) / _reduced(sums, lanes, lambda a, b: a + b), [r])
         return shares
 
-    def weighed(self, powers: Any, shares: Any, values: Any, first: Any, wide: int) -> None:
+    def weighed(self, powers: Any, shares: Any, values: Any, runs: Sequence[Panels], first: Any) -> None:
         """Values by their shares, added up to the result."""
-        keys, columns = self.sizes.keys, self.sizes.columns
-        width, whole = int(powers.shape[0]) // (self.band * self.rows), columns // wide
+        width = int(powers.shape[0]) // (self.band * self.rows)
+        for run in runs:
+            with self._tiles(run) as (p, row):
 
-        def panels(start: int, end: int, count: int) -> None:
-            with self._tiles(end - start) as (p, row):
-                panel = p + i64(start)
-                sums = self._product(
-                    lambda r, k: powers[(row + r) * i64(width) + k], values, panel, keys, wide
-                )
-                with script.unroll(i64(0), i64(self.rows)) as r:
-                    for begin, stop, lanes in _vectors(count, self.lanes):
-                        vectors = script.unroll(i64(begin), i64(stop))
-                        with vectors as u, script.vectorized(i64(0), i64(lanes)) as v:
-                            at = u * i64(lanes) + v
-                            place = self.operands.place([*self.lead, first + row + r, panel * i64(wide) + at])
-                            value = sums[r * wide + at] * shares[row + r]
-                            script.buffer_store(self.buffers[-1], value, list(place))
+                def power(r: Any, k: Any, row: Any = row) -> Any:
+                    return powers[(row + r) * i64(width) + k]
 
-        if whole:
-            panels(0, whole, wide)
-        if columns % wide:
-            panels(whole, whole + 1, columns % wide)
+                sums = self._product(power, values, run, p, self.sizes.keys)
+                for start, stop, lanes in _vectors(run.columns, self.lanes):
+                    rows, vectors = (
+                        script.unroll(i64(0), i64(self.rows)),
+                        script.unroll(i64(start), i64(stop)),
+                    )
+                    with rows as r, vectors as u, script.vectorized(i64(0), i64(lanes)) as v:
+                        at = u * i64(lanes) + v
+                        place = self.operands.place([*self.lead, first + row + r, run.column(p) + at])
+                        value = sums[r * run.wide + at] * shares[row + r]
+                        script.buffer_store(self.buffers[-1], value, list(place))
 
     @contextmanager
-    def _tiles(self, panels: int) -> Iterator[tuple[Any, Any]]:
+    def _tiles(self, run: Panels) -> Iterator[tuple[Any, Any]]:
         """Loops over panels and the tiles of a band; the panel, and the row of the band a tile begins at."""
-        with script.serial(i64(0), i64(panels)) as p, script.serial(i64(0), i64(self.band)) as t, _block():
+        panels, tiles = script.serial(i64(0), i64(run.count)), script.serial(i64(0), i64(self.band))
+        with panels as p, tiles as t, _block():
             yield p, t * i64(self.rows)
 
-    def _product(self, read: Callable[[Any, Any], Any], panels: Any, p: Any, depth: int, wide: int) -> Any:
+    def _product(self, read: Callable[[Any, Any], Any], packed: Any, run: Panels, p: Any, depth: int) -> Any:
         """Sums (rows, wide) over ``depth`` of what is read and of a panel, in registers."""
+        wide = run.wide
         sums = _local(self.rows * wide)
         with script.unroll(i64(0), i64(self.rows)) as r, self._columns(wide) as lane:
             script.buffer_store(sums, f32(0), [r * wide + lane])
         loops = script.serial(i64(0), i64(depth)), script.unroll(i64(0), i64(self.rows))
         with loops[0] as k, loops[1] as r, self._columns(wide) as lane:
-            factor = panels[(p * i64(depth) + k) * i64(wide) + lane]
+            factor = packed[run.column(p) * i64(depth) + k * i64(wide) + lane]
             script.buffer_store(sums, sums[r * wide + lane] + read(r, k) * factor, [r * wide + lane])
         return sums
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from ..vecmath import exp, f32
+from ..vecmath import LOG2_E, exp2, f32
 from .common import LANES, Rule, annotated, ceil_div, extent, i64, inline_around
 
 _WORTH_THREADS = 64  # rows
@@ -17,7 +17,7 @@ def softmax(x: Any) -> Any:
     lead, n = list(x.shape[:-1]), x.shape[-1]
     k2 = te.reduce_axis((i64(0), n), "k2")
     top = _largest(x, lead, int(n))
-    power = te.compute(x.shape, lambda *i: exp(x(*i) - top(*i[:-1])), name="row_exp")
+    power = te.compute(x.shape, lambda *i: exp2((x(*i) - top(*i[:-1])) * f32(LOG2_E)), name="row_exp")
     total = te.compute(lead, lambda *i: te.sum(power(*i, k2), axis=[k2]), name="row_sum")
     scale = te.compute(lead, lambda *i: f32(1) / total(*i), name="row_scale")
     return te.compute(x.shape, lambda *i: power(*i) * scale(*i[:-1]), name="row_out")
