@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -165,8 +166,10 @@ class CpuBackend:
             target = machine.host_target(self.threads)
             return tune.tune(modules, target, Database(self.database), seconds, progress, devices)
 
-    def layer_times(self, model: onnx.ModelProto, report: Callable[[str], None]) -> LayerClock:
-        """A clock of the layers of ``model`` with zeros that they do not have yet.
+    def layer_times(
+        self, model: onnx.ModelProto, report: Callable[[str], None]
+    ) -> AbstractContextManager[LayerClock]:
+        """A clock of the layers of ``model`` with zeros that they do not have yet, to be opened.
 
         Raises:
             BackendError: TVM is not installed, or cannot take the model.

@@ -6,6 +6,7 @@ Backends stand above passes, so they put their clocks here (`CLOCKS`) when they 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -52,7 +53,7 @@ class LayerClock(Protocol):
 
 
 # For each target that has kernels for zeros, what makes the clock of a model's layers; its steps are told.
-LAYER_CLOCKS: dict[str, Callable[[Model, Callable[[str], None]], LayerClock]] = {}
+LAYER_CLOCKS: dict[str, Callable[[Model, Callable[[str], None]], AbstractContextManager[LayerClock]]] = {}
 
 
 def clock_for(target: str, dense: Model, table: Path | None = None) -> Clock:
@@ -75,8 +76,10 @@ def clock_for(target: str, dense: Model, table: Path | None = None) -> Clock:
     return PREDICTORS[target](dense, table)
 
 
-def layer_clock_for(target: str, model: Model, report: Callable[[str], None]) -> LayerClock:
-    """The clock of a model's layers on a target.
+def layer_clock_for(
+    target: str, model: Model, report: Callable[[str], None]
+) -> AbstractContextManager[LayerClock]:
+    """The clock of a model's layers on a target, for as long as the context is open.
 
     Args:
         report: told which layer is timed.

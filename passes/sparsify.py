@@ -167,8 +167,8 @@ def sparsify(
                     name: wanted.at(ratio) for name, ratio in zip(curves, ratios, strict=True) if ratio > 0
                 }
             elif budget is not None and clock is not None:
-                layers = layer_clock_for(target, model, progress)
-                ways = {name: options(name, each, layers) for name, each in curves.items()}
+                with layer_clock_for(target, model, progress) as layers:
+                    ways = {name: options(name, each, layers) for name, each in curves.items()}
 
                 def timed(patterns: Mapping[str, Blocks]) -> Time:
                     return clock(_by_magnitude(model, chosen, patterns))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -95,8 +96,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = count(dense)
         return lambda model: Time(count(model) / 1e3, count(model) / whole)
 
-    def layers(model: Model, report: Any) -> Densities:
-        return Densities(model)
+    @contextmanager
+    def layers(model: Model, report: Any) -> Iterator[Densities]:
+        yield Densities(model)
 
     monkeypatch.setitem(CLOCKS, "fake", clock)
     monkeypatch.setitem(LAYER_CLOCKS, "fake", layers)

@@ -22,7 +22,7 @@ _ROUNDS = 3
 
 @dataclass
 class LayerTimes:
-    """A `LayerClock`, which measures when it is asked.
+    """A `LayerClock`, which measures when it is asked, for as long as the context is open.
 
     Attributes:
         layers: by the name of a weight, its layer with some zeros, and dense.
@@ -34,6 +34,12 @@ class LayerTimes:
     trials: Trials
     report: Callable[[str], None]
     known: dict[Workload, float | None] = field(default_factory=dict)
+
+    def __enter__(self) -> LayerTimes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.trials.close()
 
     def ms(self, weight: str, rows: int, density: float) -> float | None:
         """As `LayerClock.ms`."""
