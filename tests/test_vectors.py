@@ -20,8 +20,10 @@ FAST = {f"fast-math-{flag}": True for flag in ("reassoc", "contract", "nsz")}
 
 
 def workloads() -> list[Any]:
-    """A convolution, the same in chunks of its channels, one that Winograd computes, products."""
+    """A convolution, the same in chunks of its channels, one that Winograd computes, products, zeros."""
     from onnx_prune.backends.tvm.schedules.conv import Window
+    from onnx_prune.backends.tvm.schedules.sources import Pixels, Tokens
+    from onnx_prune.backends.tvm.sparse import Pattern, Sparse
     from onnx_prune.backends.tvm.workloads import Attention, Batched, Convolution, Product
 
     every, steps = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)), Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
@@ -32,6 +34,8 @@ def workloads() -> list[Any]:
         Product(50, 60, 70),
         Batched(3, 20, 30, 40),
         Attention(3, 20, 30, 40, 24),
+        Sparse(Pixels((1, 64, 14, 14)), 96, Pattern(4, 25)),
+        Sparse(Tokens((80,), 60), 70, Pattern(4, 25)),
     ]
 
 
@@ -84,10 +88,13 @@ def test_wide_vectors_compute_the_same(number: int, monkeypatch: pytest.MonkeyPa
         results = []
         for core in (wide, Core()):
             monkeypatch.setattr(build, "core_of", lambda target, core=core: core)
-            kernel, shapes = build.kernel_of(workload, options[number % len(options)], target)
+            kernel, operands = build.kernel_of(workload, options[number % len(options)], target)
             draw = np.random.default_rng(number)
-            arrays = [draw.standard_normal(shape, np.float32) for shape in shapes[:-1]]
-            tensors = [tvm.runtime.tensor(array) for array in [*arrays, np.zeros(shapes[-1], np.float32)]]
+            arrays = [
+                operand if isinstance(operand, np.ndarray) else draw.standard_normal(operand, np.float32)
+                for operand in operands
+            ]
+            tensors = [tvm.runtime.tensor(array) for array in arrays]
             kernel.jit()["main"](*tensors)
             results.append(tensors[-1].numpy())
         assert np.abs(results[0]).max() > 1

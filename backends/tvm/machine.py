@@ -31,8 +31,9 @@ def core_of(target: Any) -> Core:
 
     threads = int(target.attrs.get("num-cores", 1) or 1)
     if has("avx512f"):
-        return Core(threads, lanes=16, registers=32)
-    return Core(threads, registers=16 if has("avx2") or has("neon") else 8)
+        return Core(threads, lanes=16, registers=32, halves=True)
+    vectors = 16 if has("avx2") or has("neon") else 8
+    return Core(threads, registers=vectors, halves=has("f16c") or has("neon"))
 
 
 def last_cache() -> int:

@@ -81,6 +81,8 @@ class Sparse:
     Attributes:
         source: what it reads.
         pattern: of its weights; times hold for all weights of the pattern.
+        halves: whether half precision holds all of them; where reading weights takes the time they are kept
+            so.
     """
 
     name: ClassVar[str] = "sparse"
@@ -89,6 +91,7 @@ class Sparse:
     source: Pixels | Image | Tokens
     outputs: int
     pattern: Pattern
+    halves: bool = False
 
     @property
     def description(self) -> str:
@@ -146,11 +149,19 @@ class Sparse:
                             found.append(Strip(rows, wide, 0, chains))
             if rows > 8 or positions < _FEW // 2:
                 continue
-            for vectors in range(1, min(core.registers - 2, ceil_div(positions, LANES)) + 1):
-                read = vectors if rows > 1 else 0  # that several rows multiply, and no memory operands
-                if rows * vectors + read + 1 <= core.registers:
+            for vectors in range(1, ceil_div(positions, LANES) + 1):
+                wide = ceil_div(vectors, self._in_one(vectors, core))
+                read = wide if rows > 1 else 0  # that several rows multiply, and no memory operands
+                if wide > core.registers - 2:
+                    break
+                if rows * wide + read + 1 <= core.registers:
                     found += [Strip(rows, vectors, depth) for depth in self._depths(vectors)]
         return found
+
+    def _in_one(self, vectors: int, core: Core) -> int:
+        """How many blocks of eight lanes are one vector of the core."""
+        each = core.lanes // LANES
+        return each if vectors % each == 0 else 1
 
     def _depths(self, vectors: int) -> list[int]:
         """Channels of which a panel fills half the first cache, all of it, or twice it; or all channels."""
@@ -178,23 +189,28 @@ class Sparse:
                 multiplies, loads = strip.wide / LANES, strip.wide * _GATHER + 1
             sums = strip.chains * multiplies
         else:
-            multiplies = strip.rows * strip.vectors
+            vectors = strip.vectors / self._in_one(strip.vectors, core)
+            multiplies = strip.rows * vectors
             sums = multiplies
             panel = self._bytes(strip.wide) * (strip.depth or source.channels)
             split = _SPLIT if isinstance(source, Image) else 1.0
-            loads = strip.rows + strip.vectors * split * _read(panel) + 0.5
+            loads = strip.rows + vectors * split * _read(panel) + 0.5
         each = max(multiplies / _FMAS, loads / _LOADS, _LATENCY * multiplies / sums)
         begin = _BEGIN + multiplies * (2 if panels > 1 else 1)
         passes = source.positions * (
             source.channels * _PACK + self.outputs * (_LAST + _TURN * isinstance(source, Tokens))
         )
-        weights = nonzeros * (4 * strip.rows + 2) / _BYTES[far]
+        size = np.dtype(self._dtype(strip)).itemsize
+        weights = nonzeros * (size * strip.rows + 2) / _BYTES[far]
         return tiles * (nonzeros * each + panels * blocks * begin) + passes + weights
 
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...]) -> Blocks:
         """Weights (outputs, columns) as the kernel of a choice reads them."""
         strip = Strip(*choice)
-        return blocks_of(weights, *self.source.columns(strip), strip)
+        return blocks_of(weights, *self.source.columns(strip), strip, self._dtype(strip))
+
+    def _dtype(self, strip: Strip) -> str:
+        return "float16" if self.halves and strip.chains else "float32"
 
     def kernel(self, blocks: Blocks, choice: tuple[int, ...], core: Core) -> Any:
         """A PrimFunc of the operand and of the arrays of ``blocks``."""

@@ -44,7 +44,7 @@ class Blocks:
     """Non-zero weights by blocks of outputs.
 
     Attributes:
-        values: shape (non-zeros · rows,), float32: the rows of a block at one column beside each other.
+        values: shape (non-zeros · rows,), float32 or float16: the rows of a block at one column.
         offsets: shape (non-zeros,), of the column in the source: uint16 where that holds all, or int32.
         starts: shape (panels · blocks + 1,), int32: where the non-zeros of each block begin, panel by panel,
             counted in chains.
@@ -55,11 +55,14 @@ class Blocks:
     starts: NDArray[Any]
 
 
-def blocks_of(weights: NDArray[Any], offsets: NDArray[Any], channels: NDArray[Any], strip: Strip) -> Blocks:
+def blocks_of(
+    weights: NDArray[Any], offsets: NDArray[Any], channels: NDArray[Any], strip: Strip, dtype: str = "float32"
+) -> Blocks:
     """Weights (outputs, columns) by blocks of outputs; each filled with zeros to whole chains.
 
     Args:
         offsets, channels: of each column, where it is in the source and the channel it belongs to.
+        dtype: of the values, which it holds exactly.
     """
     outputs, columns = weights.shape
     count, chains = ceil_div(outputs, strip.rows), max(1, strip.chains)
@@ -77,7 +80,7 @@ def blocks_of(weights: NDArray[Any], offsets: NDArray[Any], channels: NDArray[An
     starts = np.concatenate([[0], np.cumsum(filled)])
     # Arrays of no elements are none to TVM.
     size = max(1, starts[-1])
-    values = np.zeros((size, strip.rows), np.float32)
+    values = np.zeros((size, strip.rows), dtype)
     places = np.zeros(size, np.uint16 if offsets.max() < 1 << 16 else np.int32)
     at = starts[number] + np.arange(len(number)) - (np.cumsum(counts) - counts)[number]
     values[at], places[at] = blocks[block, :, column], offsets[column]

@@ -20,11 +20,13 @@ class Core:
         threads: kernels with enough work run on so many.
         lanes: floats of a vector, a multiple of eight: narrower registers count in pairs.
         registers: how many such vectors it keeps.
+        halves: whether it reads numbers of half precision as fast as others.
     """
 
     threads: int = 1
     lanes: int = LANES
     registers: int = 16
+    halves: bool = False
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -224,14 +224,15 @@ class Image(_Images):
 
 
 @contextmanager
-def positions(strip: Strip) -> Iterator[Any]:
-    """Loops over the positions of a tile: vectors, or single ones."""
-    with script.unroll(i64(0), i64(strip.vectors)) as u:
+def positions(strip: Strip, wide: int = LANES) -> Iterator[Any]:
+    """Loops over the positions of a tile: vectors, of ``wide`` lanes where that comes out, or single ones."""
+    size = 1 if strip.chains else wide if strip.wide % wide == 0 else LANES
+    with script.unroll(i64(0), i64(strip.wide // size)) as u:
         if strip.chains:
             yield u
         else:
-            with script.vectorized(i64(0), i64(LANES)) as lane:
-                yield u * i64(LANES) + lane
+            with script.vectorized(i64(0), i64(size)) as lane:
+                yield u * i64(size) + lane
 
 
 def lanes(start: Any) -> Any:

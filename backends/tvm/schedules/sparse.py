@@ -95,7 +95,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
 
         x = argument("x", source.shape, "float32")
         weights = _Weights(
-            argument("values", (nonzeros * strip.rows,), "float32"),
+            argument("values", (nonzeros * strip.rows,), str(blocks.values.dtype)),
             argument("offsets", (nonzeros,), str(blocks.offsets.dtype)),
             argument("starts", (panels * count + 1,), "int32"),
         )
@@ -117,7 +117,18 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
                 if strip.chains:
                     _few(weights, data, base, sums, first, block, strip)
                 else:
-                    _many(weights, data, base, part, at, block, o, None if panels == 1 else number, strip)
+                    _many(
+                        weights,
+                        data,
+                        base,
+                        part,
+                        at,
+                        block,
+                        o,
+                        None if panels == 1 else number,
+                        strip,
+                        core.lanes,
+                    )
             if result.turned and not strip.chains:
                 _turn(part, sums, first, strip, high, by_block)
 
@@ -162,6 +173,7 @@ def _many(
     block: Any,
     panel: Any,
     strip: Strip,
+    lanes: int,
 ) -> None:
     """The sums of one block of outputs at the positions of one tile, positions in the lanes.
 
@@ -174,7 +186,7 @@ def _many(
 
     @contextmanager
     def registers() -> Iterator[tuple[Any, Any]]:
-        with script.unroll(i64(0), i64(rows)) as r, positions(strip) as v:
+        with script.unroll(i64(0), i64(rows)) as r, positions(strip, lanes) as v:
             yield r, v
 
     with registers() as (r, v):
@@ -218,8 +230,8 @@ def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number:
         with registers(chains) as (c, v, r):
             k = begin + c
             read = data[base + weights.offsets[k].astype("int64") + v]
-            value = kept[place(c, v, r)] + weights.values[k * rows + r] * read
-            script.buffer_store(kept, value, [place(c, v, r)])
+            factor = weights.values[k * rows + r].astype("float32")
+            script.buffer_store(kept, kept[place(c, v, r)] + factor * read, [place(c, v, r)])
     with registers(1) as (_, v, r):
         total = kept[place(0, v, r)]
         for c in range(1, chains):
@@ -239,7 +251,7 @@ def _one(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number:
         for u in range(vectors):
             k = begin + u * LANES
             offsets = [script.bind(weights.offsets[k + lane].astype("int64")) for lane in range(LANES)]
-            values = script.bind(weights.values[lanes(k)])
+            values = script.bind(weights.values[lanes(k)].astype(f"float32x{LANES}"))
             for v in range(wide):
                 each = [data[base + offset + v] for offset in offsets]
                 read = tirx.Shuffle(each, [tirx.const(n, "int32") for n in range(LANES)])
@@ -254,7 +266,7 @@ def _one(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number:
 
 def _ask_for(weights: _Weights, begin: Any, count: int, rows: int) -> None:
     """Have many weights that are needed soon read from memory: for few positions that is what takes time."""
-    if 4 * int(weights.values.shape[0]) < _NEAR:
+    if int(weights.values.shape[0]) * np.dtype(str(weights.values.dtype)).itemsize < _NEAR:
         return
     for buffer, each in ((weights.values, rows), (weights.offsets, 1)):
         width = np.dtype(str(buffer.dtype)).itemsize
