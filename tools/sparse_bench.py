@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -206,7 +207,9 @@ def layers(seconds: float) -> dict[str, Any]:
             sparse, tuned = layer.model(mask), CpuBackend(1, database=DATABASE)
             row = measured(layer.model(), sparse, CpuBackend(1), alone=True)
             if seconds:
+                start = perf_counter()
                 tuned.tune(sparse, seconds)
+                row["tuning"] = perf_counter() - start
                 row["tuned"] = measured(layer.model(), sparse, tuned, alone=True)["speedup"]
             found.setdefault(layer.name, {})[name] = row
             print(layer.name, name, {key: round(value, 7) for key, value in row.items()}, flush=True)
@@ -285,7 +288,9 @@ def table(data: Mapping[str, Any]) -> str:
                 cells.append(f"{row['speedup']:.2f}{tuned}{skips} ({bar})")
             text += f"| {pattern} | {' | '.join(cells)} |\n"
         errors = [row["error"] for rows in data["layers"].values() for row in rows.values()]
-        text += f"\nLargest difference from ONNX Runtime on the same layer, over max|y|: {max(errors):.1e}.\n"
+        text += f"\nLargest difference from ONNX Runtime on the same layer, over max|y|: {max(errors):.1e}."
+        took = [row["tuning"] for rows in data["layers"].values() for row in rows.values() if "tuning" in row]
+        text += f" Tuning a layer took at most {max(took):.0f} s.\n" if took else "\n"
     if "nets" in data:
         text += NETS_HEAD
         for row in data["nets"]:

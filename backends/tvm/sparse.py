@@ -81,8 +81,8 @@ class Sparse:
     Attributes:
         source: what it reads.
         pattern: of its weights; times hold for all weights of the pattern.
-        halves: whether half precision holds all of them; where reading weights takes the time they are kept
-            so.
+        halves: whether half precision holds all of them; blocks of few positions are kept so, for there
+            reading weights takes the time.
     """
 
     name: ClassVar[str] = "sparse"
@@ -210,7 +210,7 @@ class Sparse:
         return blocks_of(weights, *self.source.columns(strip), strip, self._dtype(strip))
 
     def _dtype(self, strip: Strip) -> str:
-        return "float16" if self.halves and strip.chains else "float32"
+        return "float16" if self.halves and strip.chains and strip.rows > 1 else "float32"
 
     def kernel(self, blocks: Blocks, choice: tuple[int, ...], core: Core) -> Any:
         """A PrimFunc of the operand and of the arrays of ``blocks``."""
