@@ -18,6 +18,7 @@ from ..passes.execute import first_line
 from . import library
 from .base import Arrays, SparseLayer, TensorSpec, check_inputs
 from .memory import aligned, tensor
+from .processor import linker
 from .threads import use_threads
 from .weights import Program
 
@@ -76,8 +77,8 @@ class Batch:
             start += size
 
 
-class CpuArtifact:
-    """A compiled model. Runs in this process; `save` writes it for others.
+class Compiled:
+    """A compiled model, perhaps for another machine. `save` writes it.
 
     Attributes:
         program: its machine code and weights.
@@ -97,15 +98,54 @@ class CpuArtifact:
         batch: Batch | None = None,
         sparse: tuple[SparseLayer, ...] = (),
     ):
-        import tvm
-        from tvm import relax
-
         self.program = program
         self.inputs = inputs
         self.outputs = outputs
         self.target = dict(target)
         self.batch = batch
         self.sparse = sparse
+
+    def save(self, path: str | Path, beside: bool = False) -> None:
+        """Write a shared library, and its description as JSON beside it.
+
+        Args:
+            beside: the weights go to ``PATH.weights``, which is mapped when loaded, and not into the library.
+
+        Raises:
+            OutputError: a file cannot be written.
+            BackendError: there is no linker for it, or the artifact itself came from a file.
+        """
+        from tvm import relax
+
+        if not isinstance(self.program.executable, relax.VMExecutable):
+            raise BackendError("this artifact was loaded from a file: copy that file instead")
+        about = {
+            "inputs": [asdict(spec) for spec in self.inputs],
+            "outputs": [asdict(spec) for spec in self.outputs],
+            "batch": None if self.batch is None else asdict(self.batch),
+            "target": self.target,
+            "versions": {name: metadata.version(name) for name in ("onnx-prune", "apache-tvm")},
+        }
+        system = self.target.get("mtriple")
+        library.save(Path(path), self.program, about, beside, None if system is None else linker(system))
+
+
+class CpuArtifact(Compiled):
+    """A model compiled for this machine, which runs in this process."""
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        target: Mapping[str, Any],
+        batch: Batch | None = None,
+        sparse: tuple[SparseLayer, ...] = (),
+    ):
+        import tvm
+        from tvm import relax
+
+        super().__init__(program, inputs, outputs, target, batch, sparse)
         machine = relax.VirtualMachine(program.executable, tvm.cpu())
         weights = [tvm.runtime.from_dlpack(array) for array in program.weights.tensors]
         sizes = {1: "main"} if batch is None else {size: batch.function(size) for size in batch.sizes}
@@ -165,29 +205,6 @@ class CpuArtifact:
                 result[start : start + rows] = view[:rows]
         return results
 
-    def save(self, path: str | Path, beside: bool = False) -> None:
-        """Write a shared library, and its description as JSON beside it.
-
-        Args:
-            beside: the weights go to ``PATH.weights``, which is mapped when loaded, and not into the library.
-
-        Raises:
-            OutputError: a file cannot be written.
-            BackendError: there is no C++ compiler to link it, or the artifact itself came from a file.
-        """
-        from tvm import relax
-
-        if not isinstance(self.program.executable, relax.VMExecutable):
-            raise BackendError("this artifact was loaded from a file: copy that file instead")
-        about = {
-            "inputs": [asdict(spec) for spec in self.inputs],
-            "outputs": [asdict(spec) for spec in self.outputs],
-            "batch": None if self.batch is None else asdict(self.batch),
-            "target": self.target,
-            "versions": {name: metadata.version(name) for name in ("onnx-prune", "apache-tvm")},
-        }
-        library.save(Path(path), self.program, about, beside)
-
 
 def load_artifact(path: str | Path) -> CpuArtifact:
     """A compiled model that `CpuArtifact.save` wrote. Loading runs its code: trust it first.
@@ -208,6 +225,8 @@ def load_artifact(path: str | Path) -> CpuArtifact:
             batch = Batch(batch["symbol"], tuple(batch["sizes"]), batch["obstacle"])
     except (KeyError, TypeError):
         raise library.malformed(path) from None
+    if isinstance(target, dict) and target.get("mtriple"):
+        raise BackendError(f"'{path}' is compiled for {target.get('mcpu')}, not for this machine")
     program = library.load(path, about)
     try:
         return CpuArtifact(program, inputs, outputs, target, batch)

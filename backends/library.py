@@ -20,6 +20,7 @@ from typing import Any
 from ..analysis.errors import BackendError
 from ..passes.execute import first_line
 from ..passes.save import save_text, write_atomic
+from .processor import Linker
 from .quiet import native_log_hidden
 from .weights import Place, Program, Weights, mapped, read
 
@@ -27,12 +28,15 @@ _FORMAT = 2
 _PAGE = 4096
 
 
-def save(path: Path, program: Program, about: Mapping[str, Any], beside: bool) -> None:
+def save(
+    path: Path, program: Program, about: Mapping[str, Any], beside: bool, linker: Linker | None = None
+) -> None:
     """Write a program; each file in one step, the description last.
 
     Args:
         about: what else to describe.
         beside: whether the weights get a file of their own.
+        linker: for another machine than this.
 
     Raises:
         OutputError: a file cannot be written.
@@ -44,7 +48,7 @@ def save(path: Path, program: Program, about: Mapping[str, Any], beside: bool) -
     def write(temporary: Path) -> None:
         try:
             with native_log_hidden():
-                program.executable.export_library(str(temporary))
+                program.executable.export_library(str(temporary), fcompile=linker)
         except RuntimeError as error:
             raise BackendError(
                 f"cannot link '{path}'; a C++ compiler such as g++ is needed: {first_line(error)}"

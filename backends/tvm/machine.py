@@ -1,26 +1,48 @@
-"""The machine that runs this: its processor as a target, its caches."""
+"""Processors as targets of TVM: that of the machine that runs this, and others; caches."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tvm.target import codegen
+from tvm.target import Target, codegen
 
+from ...analysis.errors import UsageError
+from ..processor import Processor
 from .schedules.common import Core
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE = 1 << 24  # bytes, where the system does not tell
+_SMALL_CACHE = 1 << 20  # of processors for phones and boards
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def host_target(threads: int) -> dict[str, Any]:
     """This machine's CPU as a target. Sums may be reordered, which vectorising them needs, and -0 be 0."""
-    target: dict[str, Any] = {"kind": "llvm", "num-cores": threads}
     cpu = codegen.llvm_get_system_cpu()
-    if cpu and cpu != "generic":
-        target["mcpu"] = cpu
-    return target | {f"fast-math-{flag}": True for flag in ("reassoc", "contract", "nsz")}
+    return _target(threads) | ({"mcpu": cpu} if cpu and cpu != "generic" else {})
+
+
+def target_of(processor: Processor, threads: int) -> dict[str, Any]:
+    """Another machine's CPU as a target.
+
+    Raises:
+        UsageError: LLVM does not know it.
+    """
+    system = Target({"kind": "llvm", "mtriple": processor.system})
+    known = {str(name) for name in codegen.llvm_get_cpu_archlist(system)}
+    if processor.cpu not in known:
+        near = get_close_matches(processor.cpu, known, 3)
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"LLVM knows no ARM processor '{processor.cpu}'{hint}")
+    target = _target(threads) | {"mtriple": processor.system, "mcpu": processor.cpu}
+    return target | ({"mattr": list(processor.features)} if processor.features else {})
+
+
+def _target(threads: int) -> dict[str, Any]:
+    flags = {f"fast-math-{flag}": True for flag in ("reassoc", "contract", "nsz")}
+    return {"kind": "llvm", "num-cores": threads, **flags}
 
 
 def core_of(target: Any) -> Core:
@@ -36,8 +58,10 @@ def core_of(target: Any) -> Core:
     return Core(threads, registers=vectors, halves=has("f16c") or has("neon"))
 
 
-def last_cache() -> int:
-    """Bytes of the last cache."""
+def last_cache(target: Any) -> int:
+    """Bytes of the last cache of this machine, or of what is usual for another processor."""
+    if target is not None and target.attrs.get("mtriple"):
+        return _SMALL_CACHE
     try:
         sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
         return max((int(size[:-1]) * _UNITS[size[-1]] for size in sizes), default=_USUAL_CACHE)

@@ -77,7 +77,7 @@ class PackedKernels:
 
     def transform_module(self, module: Any, context: Any) -> Any:
         self.choices.core = _core()
-        self.choices.far = constant_bytes(module["main"]) > last_cache()
+        self.choices.far = constant_bytes(module["main"]) > last_cache(_target())
         return lower(module, self.choices)
 
 
@@ -147,9 +147,13 @@ def kernels() -> Any:
 
 
 def _core() -> Core:
-    """Of the target in scope."""
-    target = tvm.target.Target.current(allow_none=True)
+    target = _target()
     return Core() if target is None else core_of(target)
+
+
+def _target() -> Any:
+    """The one in scope, or None."""
+    return tvm.target.Target.current(allow_none=True)
 
 
 class _Safe:
