@@ -16,7 +16,7 @@ from ..analysis.errors import BackendError, UsageError
 
 ANDROID_LINKER = "TVM_NDK_CC"  # TVM's own name for the clang++ of an NDK
 _GCC = "aarch64-linux-gnu-g++"
-_SYSTEMS = {"arm": "aarch64-linux-gnu", "android": "aarch64-linux-android"}
+SYSTEMS = {"arm": "aarch64-linux-gnu", "android": "aarch64-linux-android"}
 _FEATURE = re.compile(r"[+-][A-Za-z0-9.-]+")
 
 
@@ -48,7 +48,7 @@ class Processor:
             UsageError: it names no processor, or two, or a feature has no sign.
         """
         kind, _, name = target.partition(":")
-        if kind not in _SYSTEMS:
+        if kind not in SYSTEMS:
             return None
         name, *added = name.split("+")
         if bool(name) == bool(mcpu):
@@ -60,7 +60,7 @@ class Processor:
         for feature in features:
             if not _FEATURE.fullmatch(feature):
                 raise UsageError(f"'{feature}' is no feature of a processor: write +dotprod or -dotprod")
-        return Processor(_SYSTEMS[kind], name or mcpu or "", tuple(features))
+        return Processor(SYSTEMS[kind], name or mcpu or "", tuple(features))
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ def linker(system: str) -> Linker:
     Raises:
         BackendError: there is none; says which can be installed.
     """
-    if system == _SYSTEMS["android"]:
+    if system == SYSTEMS["android"]:
         command = os.environ.get(ANDROID_LINKER)
         if not command:
             raise BackendError(

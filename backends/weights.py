@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,13 @@ class Program:
         executable: of TVM's virtual machine; a runtime module when it was loaded.
         weights: of all its functions.
         uses: by function, which of them it takes after its inputs.
+        kernels: what those of the first function compute, and their floating-point operations, by name.
     """
 
     executable: Any
     weights: Weights
     uses: Mapping[str, tuple[int, ...]]
+    kernels: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 
 def gathered(arrays: Iterable[NDArray[Any]]) -> Weights:

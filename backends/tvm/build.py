@@ -12,6 +12,7 @@ from tvm import tirx
 from ...analysis.errors import BackendError
 from ..weights import Program, gathered
 from . import passes
+from .described import described
 from .machine import core_of
 from .merge import merge
 from .sparse import Operand
@@ -56,14 +57,17 @@ def build(
     """
     known = choices or Choices()
     distinct, lowered, weights = Distinct(), {}, {}
+    kernels: dict[str, tuple[str, float]] = {}
     with compiling(description) as target:
         for name, module in modules.items():
             lifting = passes.LiftWeights(distinct)
-            steps = [passes.fused(known), passes.kernels(), passes.Schedules(), lifting]
-            lowered[name] = tvm.transform.Sequential(steps)(module)
+            fused = passes.fused(known)(module)
+            kernels = kernels or described(fused)  # the names of the first module stay as they are
+            steps = [passes.kernels(), passes.Schedules(), lifting]
+            lowered[name] = tvm.transform.Sequential(steps)(fused)
             weights[name] = lifting.used
         executable = tvm.compile(merge(lowered), target=target)
-    return Program(executable, gathered(distinct.arrays), weights)
+    return Program(executable, gathered(distinct.arrays), weights, kernels)
 
 
 def workloads_of(module: Any, description: Mapping[str, Any]) -> Choices:
