@@ -4,8 +4,9 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& command -v $$p && break; done)
 BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports clean
+.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports arm-setup arm-counts clean
 
 install: .venv/.installed
 
@@ -20,7 +21,7 @@ install: .venv/.installed
 	@touch $@
 
 .venv/.tested: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,arm,test]'
 	@touch $@
 
 # Half of the arithmetic goes, with kept counts that suit vector units. 200 images without labels are enough to
@@ -40,6 +41,19 @@ lint: .venv/.tested
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -q
+
+# What compiling for 64-bit ARM and running that here takes: a linker, QEMU and TVM's runtime for it.
+arm-setup: .venv/.installed
+	@command -v qemu-aarch64 aarch64-linux-gnu-g++ llvm-mca-19 >/dev/null || \
+		$(SUDO) apt-get install --yes --quiet --no-install-recommends \
+		qemu-user g++-aarch64-linux-gnu libc6-dev-arm64-cross llvm-19
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,arm]'
+	$(BIN)/python -m onnx_prune.backends.emulator.tools
+
+# Slow: instructions of nets on emulated processors of 64-bit ARM; the table goes to docs/arm_counts.md.
+arm-counts: arm-setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,arm,peers]'
+	$(BIN)/python tools/arm_table.py
 
 # Slow: every graph of the zoo is pruned and certified; the table goes to docs/coverage.md.
 zoo: .venv/.installed

@@ -33,7 +33,8 @@ from .analysis.model import Model, load
 from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
-from .backends.run import bench, compile, latency_table, profile, tune
+from .backends.emulator.report import Emulated
+from .backends.run import bench, compile, emulate, latency_table, profile, tune
 from .passes.data.calibrate import Calibration, open_calibration
 from .passes.data.calibrate import Spec as CalibrationSource
 from .passes.options import Options, load_sensitivity
@@ -65,6 +66,7 @@ __all__ = [
     "CheckError",
     "Cost",
     "Curve",
+    "Emulated",
     "Entry",
     "Explanation",
     "Goal",
@@ -96,6 +98,7 @@ __all__ = [
     "check_rule",
     "check_sparse_export",
     "compile",
+    "emulate",
     "explain",
     "export_lists",
     "latency_table",

@@ -10,7 +10,7 @@ import onnx
 
 from .artifact import Compiled
 from .compiler import Compiler
-from .processor import Processor, linker
+from .processor import Linker, Processor, linker
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class ArmBackend(Compiler):
 
         return machine.target_of(self.processor, self.threads)
 
+    def linker(self) -> Linker:
+        return linker(self.processor.system)
+
     def compile(self, model: onnx.ModelProto) -> Compiled:
         """Machine code and weights of ``model``, for one set of sizes; `Compiled.save` links it.
 
@@ -36,5 +39,5 @@ class ArmBackend(Compiler):
             UsageError: LLVM does not know the processor.
             BackendError: TVM is not installed, cannot take the model, or there is no linker.
         """
-        linker(self.processor.system)  # before the work
+        self.linker()  # before the work
         return self._compiled(model)

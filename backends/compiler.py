@@ -15,6 +15,7 @@ from ..analysis.errors import BackendError, UsageError
 from ..analysis.model import Model
 from .artifact import Batch, Compiled, require_tvm
 from .base import Progress, TensorSpec, signature
+from .processor import Linker
 from .quiet import native_log_hidden
 from .table import Call
 from .tracker import Tracker
@@ -56,6 +57,14 @@ class Compiler:
             UsageError: LLVM does not know it.
         """
         raise NotImplementedError
+
+    def linker(self) -> Linker | None:
+        """What links for it; None for TVM's own way on this machine.
+
+        Raises:
+            BackendError: there is none.
+        """
+        return None
 
     def _compiled(self, model: onnx.ModelProto) -> Compiled:
         """Machine code and weights of ``model``, for one set of sizes.
@@ -143,7 +152,9 @@ class Compiler:
         from .tvm.database import Database
         from .tvm.devices import Device, Here, Lent
 
-        devices: list[Device] = [Here()] if tracker is None else [Lent(tracker)] * tracker.devices()
+        devices: list[Device] = (
+            [Here()] if tracker is None else [Lent(tracker, self.linker())] * tracker.devices()
+        )
         with native_log_hidden():
             modules = [imported(model, dims) for dims in self._functions(self._batch(model)).values()]
             return tune.tune(modules, self.target(), Database(self.database), seconds, progress, devices)

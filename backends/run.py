@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 from ..analysis.errors import UsageError
 from ..analysis.model import Model
 from ..passes.clocks import CLOCKS, LAYER_CLOCKS, PREDICTORS
-from .artifact import CpuArtifact
+from .arm import ArmBackend
+from .artifact import Compiled, CpuArtifact
 from .base import Backend, Kernel, Progress
 from .clock import foretold, stopwatch
 from .cpu import CpuBackend
+from .emulator.report import Emulated, emulated
 from .measure import Timing, compare
 from .onnxruntime import OnnxRuntimeBackend
+from .processor import SYSTEMS, Processor
 from .table import Table
 from .tracker import Tracker
 
@@ -26,17 +30,44 @@ CLOCKS["onnxruntime"] = lambda dense: stopwatch(OnnxRuntimeBackend(), dense)
 PREDICTORS["cpu"] = lambda dense, table: foretold(Table.read(table), CpuBackend(), dense)
 
 
+@overload
+def compile(
+    model: Model,
+    target: Literal["cpu"] = "cpu",
+    threads: int = 1,
+    database: str | Path | None = None,
+    batches: Sequence[int] = (1,),
+) -> CpuArtifact: ...
+
+
+@overload
+def compile(
+    model: Model,
+    target: str,
+    threads: int = 1,
+    database: str | Path | None = None,
+    batches: Sequence[int] = (1,),
+    mcpu: str | None = None,
+    mattr: str | None = None,
+) -> Compiled: ...
+
+
 def compile(
     model: Model,
     target: str = "cpu",
     threads: int = 1,
     database: str | Path | None = None,
     batches: Sequence[int] = (1,),
-) -> CpuArtifact:
-    """Compile a model with Apache TVM; the artifact runs, and saves itself as one .so.
+    mcpu: str | None = None,
+    mattr: str | None = None,
+) -> Compiled:
+    """Compile a model with Apache TVM; what comes out saves itself as one .so, and runs if it is of "cpu".
 
     Args:
-        target: what to compile for; "cpu" is this machine's processor.
+        target: what to compile for: "cpu" is this machine's processor; "arm:cortex-a72" is one of 64-bit ARM
+            with Linux, "android:cortex-a76" with Android, by LLVM's names, "arm:cortex-a76+dotprod" with a
+            feature besides.
+        mcpu, mattr: the processor of ``target`` "arm" or "android", and features such as "+dotprod,-sve".
         threads: threads its kernels run on.
         database: the folder that `tune` fills: of each kernel the fastest known way is taken.
         batches: sizes to compile for of a batch whose size is known only at run time; a batch of another
@@ -46,10 +77,39 @@ def compile(
         ``compile(load("smaller.onnx")).save(Path("smaller.so"))``
 
     Raises:
-        UsageError: there is no such target, or ``threads`` or a batch is not positive.
-        BackendError: TVM is not installed, cannot take the model, or the model has no batch of that kind.
+        UsageError: there is no such target or processor, or ``threads`` or a batch is not positive.
+        BackendError: TVM is not installed, cannot take the model, or the model has no batch of that kind; or
+            there is no linker for the target.
     """
-    return _backend(target, threads, database, batches).compile(model.proto)
+    return _backend(target, threads, database, batches, mcpu, mattr).compile(model.proto)
+
+
+def emulate(
+    models: Sequence[tuple[str, Model]],
+    target: str,
+    mcpu: str | None = None,
+    mattr: str | None = None,
+    database: str | Path | None = None,
+) -> list[Emulated]:
+    """Compile models for a processor of 64-bit ARM and run each once under QEMU, on random inputs.
+
+    Tells the difference from ONNX Runtime, and how many instructions were executed: no times, for those of an
+    emulator say nothing of the processor's.
+
+    Args:
+        target, mcpu, mattr: as for `compile`.
+
+    Example:
+        ``emulate([("dense", dense), ("pruned", pruned)], "arm:cortex-a72")``
+
+    Raises:
+        UsageError: ``target`` is no processor of 64-bit ARM with Linux.
+        BackendError: TVM, QEMU or another tool is missing, or a model cannot be compiled or run.
+    """
+    backend = _backend(target, 1, database, (1,), mcpu, mattr)
+    if not isinstance(backend, ArmBackend) or backend.processor.system != SYSTEMS["arm"]:
+        raise UsageError(f"'{target}' cannot be emulated; choose a processor such as arm:cortex-a72")
+    return [emulated(name, model.proto, backend) for name, model in models]
 
 
 def tune(
@@ -86,6 +146,8 @@ def tune(
     backend = _backend(target, threads, database, batches)
     if (tracker is None) != (key is None):
         raise UsageError("a tracker and the key of its devices go together: give both or none")
+    if tracker is None and not isinstance(backend, CpuBackend):
+        raise UsageError(f"kernels for {target} cannot be timed here: give a tracker of such devices")
     lender = None if tracker is None or key is None else Tracker.of(tracker, key)
     return backend.tune(model.proto, seconds, progress, lender)
 
@@ -118,8 +180,7 @@ def latency_table(
         BackendError: TVM is not installed, cannot take the model, a kernel fails, or ``output`` is no table.
         OutputError: the file cannot be written.
     """
-    backend = _backend(target, threads, database)
-    return backend.tabulate(model.proto, Path(output), points, seconds, progress)
+    return _here(target, threads, database).tabulate(model.proto, Path(output), points, seconds, progress)
 
 
 def bench(
@@ -141,7 +202,7 @@ def bench(
         UsageError: there is no such target or runtime, or ``threads`` is not positive.
         BackendError: TVM is not installed, or one of the runtimes cannot take a model.
     """
-    ours = _backend(target, threads, database)
+    ours = _here(target, threads, database)
     if against != OnnxRuntimeBackend.name:
         raise UsageError(f"there is no runtime '{against}' to compare with; choose {OnnxRuntimeBackend.name}")
     backends: list[Backend] = [OnnxRuntimeBackend(threads), ours]
@@ -163,13 +224,35 @@ def profile(
         UsageError: there is no such target, or ``threads`` is not positive.
         BackendError: TVM is not installed, or cannot take the model.
     """
-    return _backend(target, threads, database).profile(model.proto)
+    return _here(target, threads, database).profile(model.proto)
 
 
 def _backend(
-    target: str, threads: int, database: str | Path | None, batches: Sequence[int] = (1,)
-) -> CpuBackend:
-    if target != "cpu":
-        raise UsageError(f"there is no target '{target}'; choose cpu")
+    target: str,
+    threads: int,
+    database: str | Path | None,
+    batches: Sequence[int] = (1,),
+    mcpu: str | None = None,
+    mattr: str | None = None,
+) -> CpuBackend | ArmBackend:
     folder = None if database is None else Path(database)
+    processor = Processor.of(target, mcpu, mattr)
+    if processor is not None:
+        return ArmBackend(threads, database=folder, batches=tuple(batches), processor=processor)
+    if target != "cpu":
+        raise UsageError(f"there is no target '{target}'; choose cpu, or a processor such as arm:cortex-a72")
+    if mcpu or mattr:
+        raise UsageError(
+            "--mcpu and --mattr go with --target arm or android: cpu is this machine's processor"
+        )
     return CpuBackend(threads, database=folder, batches=tuple(batches))
+
+
+def _here(target: str, threads: int, database: str | Path | None) -> CpuBackend:
+    """The backend of this machine."""
+    backend = _backend(target, threads, database)
+    if not isinstance(backend, CpuBackend):
+        raise UsageError(
+            f"{target} is not this machine, so it cannot be timed here; bench --emulate counts instructions"
+        )
+    return backend

@@ -19,6 +19,7 @@ from ..backends.base import Kernel, Progress, SparseLayer
 from ..backends.library import description_path, weights_path
 from . import amounts, options
 from .app import app, examples
+from .arm import show_emulated
 from .show import ROWS, check_outputs, console, emit, grid, say, step
 
 TrackerAt = Annotated[
@@ -39,12 +40,15 @@ BatchSizes = Annotated[
         "compile smaller.onnx -o smaller.so --target cpu",
         "compile smaller.onnx -o smaller.so --tune 5m --database tuned",
         "compile smaller.onnx -o smaller.so --batch 1,8",
+        "compile smaller.onnx -o smaller.so --target arm:cortex-a72",
     ),
 )
 def compile_(
     model: options.ModelPath,
     output: options.Output,
     target: options.Target = "cpu",
+    mcpu: options.Mcpu = None,
+    mattr: options.Mattr = None,
     threads: options.Threads = 1,
     tune: Annotated[
         str | None,
@@ -78,7 +82,7 @@ def compile_(
         if limit and folder is not None:
             _tune(loaded, folder, limit, target, threads, (tracker, key), batches, seconds)
         with step(seconds, "compile"):
-            artifact = api.compile(loaded, target, threads, folder, batches)
+            artifact = api.compile(loaded, target, threads, folder, batches, mcpu, mattr)
     with step(seconds, "save"):
         artifact.save(output, beside)
     size = output.stat().st_size
@@ -186,12 +190,19 @@ def _tune(
 
 @app.command(
     epilog=examples(
-        "bench model.onnx", "bench model.onnx smaller.onnx --against onnxruntime --threads 2 --json -"
+        "bench model.onnx",
+        "bench model.onnx smaller.onnx --against onnxruntime --threads 2 --json -",
+        "bench model.onnx smaller.onnx --target arm:cortex-a72 --emulate",
     )
 )
 def bench(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", help="Models to time.")],
     target: options.Target = "cpu",
+    mcpu: options.Mcpu = None,
+    mattr: options.Mattr = None,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Count instructions of an ARM processor under QEMU: no times.")
+    ] = False,
     against: Annotated[
         str,
         typer.Option("--against", metavar="NAME", help="The runtime ratios compare with: onnxruntime."),
@@ -206,6 +217,13 @@ def bench(
     """Time models in TVM and in another runtime, interleaved; sizes known only at run time are 1."""
     check_outputs(json_)
     seconds: dict[str, float] = {}
+    if emulate:
+        with step(seconds, "emulate"):
+            named = [(str(path), api.load(path)) for path in models]
+            counted = api.emulate(named, target, mcpu, mattr, database)
+        show_emulated(counted, kernels)
+        emit(json_, {"emulated": [asdict(each) for each in counted], "seconds": seconds})
+        return
     with step(seconds, "bench"):
         loaded = [(str(path), api.load(path)) for path in models]
         timings = api.bench(loaded, target, against, threads, database)

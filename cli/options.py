@@ -184,7 +184,18 @@ Weights = Annotated[
     Path | None,
     typer.Option("--weights", metavar="TRAINED.onnx", help="Take weights that were trained elsewhere."),
 ]
-Target = Annotated[str, typer.Option("--target", metavar="NAME", help="What to compile for: cpu.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target", metavar="NAME", help="What to compile for: cpu is this machine's, arm:cortex-a72."
+    ),
+]
+Mcpu = Annotated[
+    str | None, typer.Option("--mcpu", metavar="CPU", help="The processor of --target arm, by LLVM's name.")
+]
+Mattr = Annotated[
+    str | None, typer.Option("--mattr", metavar="FEATURES", help="Features of it: +dotprod,-sve.")
+]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads to run with.")]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+from ..processor import Linker
 from ..threads import use_threads
 from ..tracker import Tracker
 from .sparse import Operand
@@ -73,10 +74,12 @@ class Lent:
     """A device of a tracker: kernels are linked here and sent there.
 
     Attributes:
+        linker: for its system, if it is not this machine's.
         patience: long enough for a server that is started again after a crash.
     """
 
     tracker: Tracker
+    linker: Linker | None = None
     patience: float = 30.0
 
     @contextmanager
@@ -84,7 +87,7 @@ class Lent:
         session = self.tracker.session(seconds, self.patience)
         session.get_function("runtime.config_threadpool")(_BIG_CORES, threads)
         with tempfile.TemporaryDirectory() as folder:
-            yield _LentSession(session, Path(folder))
+            yield _LentSession(session, Path(folder), self.linker)
 
 
 class _HereSession:
@@ -100,8 +103,9 @@ class _HereSession:
 
 
 class _LentSession:
-    def __init__(self, session: Any, folder: Path) -> None:
+    def __init__(self, session: Any, folder: Path, linker: Linker | None) -> None:
         self.device = session.cpu()
+        self._linker = linker
         self._session = session
         self._folder = folder
         self._loaded = 0
@@ -114,7 +118,7 @@ class _LentSession:
     def load(self, kernel: Any) -> Any:
         path = self._folder / _LIBRARY.format(self._loaded)
         self._loaded += 1
-        kernel.export_library(str(path))
+        kernel.export_library(str(path), fcompile=self._linker)
         self._session.upload(str(path))
         return self._session.load_module(path.name)
 

@@ -37,7 +37,12 @@ def target_of(processor: Processor, threads: int) -> dict[str, Any]:
         hint = f": did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(f"LLVM knows no ARM processor '{processor.cpu}'{hint}")
     target = _target(threads) | {"mtriple": processor.system, "mcpu": processor.cpu}
-    return target | ({"mattr": list(processor.features)} if processor.features else {})
+    features = list(processor.features)
+    if "+sve" not in features and codegen.target_has_features("sve", Target(target)):
+        # Kernels are made of vectors of NEON. What LLVM makes with SVE of the loops around them was wrong in
+        # emulation wherever vectors are longer than 16 bytes.
+        features.append("-sve")
+    return target | ({"mattr": features} if features else {})
 
 
 def _target(threads: int) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Count instructions of models on emulated processors of 64-bit ARM; write docs/arm_counts.md.
+
+Usage: python tools/arm_table.py [NAME...]
+
+Each net is counted dense, pruned by half of its multiply-adds, and with three quarters of its weights zero in
+blocks of four outputs. Images are smaller than the nets are made for, since emulation is slow.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx_prune import Model, emulate, load, prune
+from onnx_prune.models import zoo
+from onnx_prune.models.digits import FOLDER
+from sparse_bench import blocks, with_zeros
+
+DOCS = Path(__file__).parent.parent / "docs"
+DATA, TABLE = DOCS / "arm_counts.json", DOCS / "arm_counts.md"
+SIDE = 64  # of images
+NETS = ["digits_resnet", "digits_mobilenet", "digits_vit", "tv_mobilenet_v2", "tv_resnet50", "hf_bert"]
+PROCESSORS = ["cortex-a72", "cortex-a76", "neoverse-v1"]
+SMALL = 0.005  # of the instructions: kernels below are not looked at
+HEAD = """# Instructions on 64-bit ARM
+
+Made by `{command}`: compiled by this project, run once under QEMU. Images of the zoo's nets are 64 by 64.
+*Error* is the largest difference from ONNX Runtime over the largest output. *FMAs* are instructions that multiply
+and add four floats each; *÷ MACs/4* compares them with the multiply-adds of the kernels that have any, the worst
+of which is in brackets; *of all* is their share of what was executed. *÷ dense* is the share of the dense model's
+instructions; *÷ MACs* divides that by the share of its multiply-adds. These are counts and no times.
+
+| net | processor | version | error | executed | FMAs ÷ MACs/4 | of all | ÷ dense | ÷ MACs |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def smaller(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With images of `SIDE` by `SIDE` for inputs of larger ones."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    for info in model.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if len(dims) == 4 and dims[2].dim_value > SIDE:
+            dims[2].dim_value = dims[3].dim_value = SIDE
+    del model.graph.value_info[:]
+    for info in model.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    return model
+
+
+def versions(name: str) -> list[tuple[str, Model]]:
+    """A net dense, pruned, with zeros."""
+    dense = load(FOLDER / f"{name}.onnx").proto if name.startswith("digits") else smaller(zoo.load(name))
+    pruned = prune(Model(dense), macs=0.5, multiple=8, check=False, criterion="l2", recover="none").model
+    return [
+        ("dense", Model(dense)),
+        ("pruned", pruned),
+        ("75% 4x1", Model(with_zeros(dense, blocks(4, 0.75)))),
+    ]
+
+
+def measured(name: str, processor: str) -> list[dict[str, Any]]:
+    found = emulate(versions(name), f"arm:{processor}")
+    rows = []
+    for each in found:
+        layers = [k for k in each.kernels if k.macs and k.instructions > SMALL * each.instructions]
+        work = {k.what: 4 * k.vector_fmas / (k.macs or 1) for k in layers}
+        share = each.instructions / found[0].instructions
+        rows.append(
+            {
+                "net": name,
+                "processor": processor,
+                "version": each.model,
+                "error": each.error,
+                "executed": each.instructions,
+                "work": 4 * sum(k.vector_fmas for k in layers) / sum(k.macs or 0 for k in layers),
+                "worst": max(work.values()),
+                "worst_of": max(work, key=work.__getitem__),
+                "share": sum(k.vector_fmas for k in layers) / sum(k.instructions for k in layers),
+                "dense": share,
+                "macs": share / (each.macs / found[0].macs),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    text = HEAD.format(command="make arm-counts")
+    for r in rows:
+        cells = [r["net"], r["processor"], r["version"], f"{r['error']:.1e}", f"{r['executed']:,}"]
+        cells += [f"{r['work']:.2f} ({r['worst']:.2f})", f"{r['share']:.0%}"]
+        cells += [f"{r['dense']:.2f}", f"{r['macs']:.2f}"]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def main() -> None:
+    rows = json.loads(DATA.read_text()) if DATA.exists() else []
+    for name in sys.argv[1:] or NETS:
+        for processor in PROCESSORS:
+            rows = [r for r in rows if (r["net"], r["processor"]) != (name, processor)]
+            rows += measured(name, processor)
+            order = sorted(rows, key=lambda r: (NETS.index(r["net"]), PROCESSORS.index(r["processor"])))
+            DATA.write_text(json.dumps(order, indent=1) + "\n")
+            TABLE.write_text(table(order))
+
+
+if __name__ == "__main__":
+    main()
