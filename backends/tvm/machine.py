@@ -60,7 +60,7 @@ def core_of(target: Any) -> Core:
     if has("avx512f"):
         return Core(threads, lanes=16, registers=32, halves=True)
     vectors = 16 if has("avx2") or has("neon") else 8
-    return Core(threads, registers=vectors, halves=has("f16c") or has("neon"))
+    return Core(threads, registers=vectors, halves=has("f16c") or has("neon"), elements=has("neon"))
 
 
 def last_cache(target: Any) -> int:

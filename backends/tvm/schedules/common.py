@@ -21,12 +21,14 @@ class Core:
         lanes: floats of a vector, a multiple of eight: narrower registers count in pairs.
         registers: how many such vectors it keeps.
         halves: whether it reads numbers of half precision as fast as others.
+        elements: whether it multiplies a vector by an element of another in one instruction.
     """
 
     threads: int = 1
     lanes: int = LANES
     registers: int = 16
     halves: bool = False
+    elements: bool = False
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -127,7 +127,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
                         o,
                         None if panels == 1 else number,
                         strip,
-                        core.lanes,
+                        core,
                     )
             if result.turned and not strip.chains:
                 _turn(part, sums, first, strip, high, by_block)
@@ -173,7 +173,7 @@ def _many(
     block: Any,
     panel: Any,
     strip: Strip,
-    lanes: int,
+    core: Core,
 ) -> None:
     """The sums of one block of outputs at the positions of one tile, positions in the lanes.
 
@@ -186,7 +186,7 @@ def _many(
 
     @contextmanager
     def registers() -> Iterator[tuple[Any, Any]]:
-        with script.unroll(i64(0), i64(rows)) as r, positions(strip, lanes) as v:
+        with script.unroll(i64(0), i64(rows)) as r, positions(strip, core.lanes) as v:
             yield r, v
 
     with registers() as (r, v):
@@ -196,13 +196,20 @@ def _many(
         script.buffer_store(kept, start, [r * wide + v])
     with script.serial(weights.starts[number], weights.starts[number + 1]) as k:
         at = k.astype("int64")
-        with registers() as (r, v):
-            read = data[base + weights.offsets[at].astype("int64") + v]
-            script.buffer_store(
-                kept, kept[r * wide + v] + weights.values[at * rows + r] * read, [r * wide + v]
-            )
+        for r, factor in enumerate(_factors(weights.values, at, rows, core)):
+            with positions(strip, core.lanes) as v:
+                read = data[base + weights.offsets[at].astype("int64") + v]
+                script.buffer_store(kept, kept[r * wide + v] + factor * read, [r * wide + v])
     with registers() as (r, v):
         script.buffer_store(sums, kept[r * wide + v], [block * rows + r, first + v])
+
+
+def _factors(values: Any, at: Any, rows: int, core: Core) -> list[Any]:
+    """The values of a block at one column: elements of a vector where these multiply, or read one by one."""
+    if not core.elements or rows == 1:
+        return [values[at * rows + r] for r in range(rows)]
+    vector = script.bind(values[tirx.Ramp(at * rows, i64(1), rows)])
+    return [tirx.Shuffle([vector], [tirx.const(r, "int32")]) for r in range(rows)]
 
 
 def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number: Any, strip: Strip) -> None:
