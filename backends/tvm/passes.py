@@ -65,7 +65,7 @@ class PackedKernels:
     order they are read, ``relu`` on blocks, and back where a plain tensor is wanted.
 
     Convolutions (transposed ones too), pools and resizes; products with constant and computed matrices, with
-    reshapes and transposes before them folded into what they read; softmax and LayerNorm by rows;
+    reshapes and transposes before them folded into what they read; attention; softmax and LayerNorm by rows;
     polynomials for exp, erf and tanh. What is not taken, and a ``main`` with control flow, stays.
 
     Args:
