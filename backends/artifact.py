@@ -77,6 +77,7 @@ class Batch:
             start += size
 
 
+@dataclass(eq=False)
 class Compiled:
     """A compiled model, perhaps for another machine. `save` writes it.
 
@@ -89,21 +90,12 @@ class Compiled:
         sparse: the layers with zeros in their weights.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        target: Mapping[str, Any],
-        batch: Batch | None = None,
-        sparse: tuple[SparseLayer, ...] = (),
-    ):
-        self.program = program
-        self.inputs = inputs
-        self.outputs = outputs
-        self.target = dict(target)
-        self.batch = batch
-        self.sparse = sparse
+    program: Program
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    target: Mapping[str, Any]
+    batch: Batch | None = None
+    sparse: tuple[SparseLayer, ...] = ()
 
     def save(self, path: str | Path, beside: bool = False) -> None:
         """Write a shared library, and its description as JSON beside it.
@@ -123,7 +115,7 @@ class Compiled:
             "inputs": [asdict(spec) for spec in self.inputs],
             "outputs": [asdict(spec) for spec in self.outputs],
             "batch": None if self.batch is None else asdict(self.batch),
-            "target": self.target,
+            "target": dict(self.target),
             "versions": {name: metadata.version(name) for name in ("onnx-prune", "apache-tvm")},
         }
         system = self.target.get("mtriple")
@@ -133,24 +125,15 @@ class Compiled:
 class CpuArtifact(Compiled):
     """A model compiled for this machine, which runs in this process."""
 
-    def __init__(
-        self,
-        program: Program,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        target: Mapping[str, Any],
-        batch: Batch | None = None,
-        sparse: tuple[SparseLayer, ...] = (),
-    ):
+    def __post_init__(self) -> None:
         import tvm
         from tvm import relax
 
-        super().__init__(program, inputs, outputs, target, batch, sparse)
-        machine = relax.VirtualMachine(program.executable, tvm.cpu())
-        weights = [tvm.runtime.from_dlpack(array) for array in program.weights.tensors]
-        sizes = {1: "main"} if batch is None else {size: batch.function(size) for size in batch.sizes}
+        machine = relax.VirtualMachine(self.program.executable, tvm.cpu())
+        weights = [tvm.runtime.from_dlpack(array) for array in self.program.weights.tensors]
+        sizes = {1: "main"} if self.batch is None else {s: self.batch.function(s) for s in self.batch.sizes}
         self._functions = {
-            size: _Function(machine, name, inputs, size, [weights[i] for i in program.uses[name]])
+            size: _Function(machine, name, self.inputs, size, [weights[i] for i in self.program.uses[name]])
             for size, name in sizes.items()
         }
 

@@ -29,10 +29,10 @@ HEAD = """# Instructions on 64-bit ARM
 
 Made by `{command}`: compiled by this project, run once under QEMU. Images of the zoo's nets are 64 by 64.
 *Error* is the largest difference from ONNX Runtime over the largest output. *FMAs* are instructions that
-multiply and add four floats each; *÷ MACs/4* compares them with the multiply-adds of kernels that have any, the
-worst of which is in brackets; *of all* is their share of what these kernels executed. *÷ dense* is the share of
-the dense model's instructions; *÷ MACs* divides that by the share of its multiply-adds. These are counts, no
-times.
+multiply and add four floats each; *÷ MACs/4* compares them with the multiply-adds of kernels that have any,
+the worst of which is in brackets; *of all* is their share of what these kernels executed. *÷ dense* is the
+share of the dense model's instructions; *÷ MACs* divides that by the share of its multiply-adds. These are
+counts, no times.
 
 | net | processor | version | error | executed | FMAs ÷ MACs/4 | of all | ÷ dense | ÷ MACs |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
