@@ -122,6 +122,7 @@ class Compiled:
         library.save(Path(path), self.program, about, beside, None if system is None else linker(system))
 
 
+@dataclass(eq=False)
 class CpuArtifact(Compiled):
     """A model compiled for this machine, which runs in this process."""
 
