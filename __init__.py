@@ -34,7 +34,8 @@ from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
 from .backends.emulator.report import Emulated
-from .backends.run import bench, compile, emulate, latency_table, profile, tune
+from .backends.remote import RemoteTiming
+from .backends.run import bench, bench_remote, compile, emulate, latency_table, profile, tune
 from .passes.data.calibrate import Calibration, open_calibration
 from .passes.data.calibrate import Spec as CalibrationSource
 from .passes.options import Options, load_sensitivity
@@ -85,6 +86,7 @@ __all__ = [
     "PruneResult",
     "Ranks",
     "Refit",
+    "RemoteTiming",
     "Sensitivity",
     "SparseExport",
     "SparseLayer",
@@ -95,6 +97,7 @@ __all__ = [
     "apply",
     "as_sparse_initializers",
     "bench",
+    "bench_remote",
     "check_rule",
     "check_sparse_export",
     "compile",

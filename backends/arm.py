@@ -40,4 +40,4 @@ class ArmBackend(Compiler):
             BackendError: TVM is not installed, cannot take the model, or there is no linker.
         """
         self.linker()  # before the work
-        return self._compiled(model)
+        return self.compiled(model)

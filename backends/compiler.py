@@ -66,7 +66,7 @@ class Compiler:
         """
         return None
 
-    def _compiled(self, model: onnx.ModelProto) -> Compiled:
+    def compiled(self, model: onnx.ModelProto) -> Compiled:
         """Machine code and weights of ``model``, for one set of sizes.
 
         Raises:

@@ -40,7 +40,7 @@ class CpuBackend(Compiler):
         Raises:
             BackendError: TVM is not installed, or cannot take the model.
         """
-        made = self._compiled(model)
+        made = self.compiled(model)
         return CpuArtifact(made.program, made.inputs, made.outputs, made.target, made.batch, made.sparse)
 
     def profile(self, model: onnx.ModelProto) -> tuple[Kernel, ...]:

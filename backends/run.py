@@ -18,6 +18,7 @@ from .emulator.report import Emulated, emulated
 from .measure import Timing, compare
 from .onnxruntime import OnnxRuntimeBackend
 from .processor import SYSTEMS, Processor
+from .remote import RemoteTiming, timed
 from .table import Table
 from .tracker import Tracker
 
@@ -207,6 +208,37 @@ def bench(
         raise UsageError(f"there is no runtime '{against}' to compare with; choose {OnnxRuntimeBackend.name}")
     backends: list[Backend] = [OnnxRuntimeBackend(threads), ours]
     return compare([(name, model.proto) for name, model in models], backends, against)
+
+
+def bench_remote(
+    models: Sequence[tuple[str, Model]],
+    tracker: str,
+    key: str,
+    target: str = "cpu",
+    threads: int = 1,
+    database: str | Path | None = None,
+    mcpu: str | None = None,
+    mattr: str | None = None,
+) -> list[RemoteTiming]:
+    """Time models compiled by TVM on a device of a tracker of TVM's RPC, in turn on the same random inputs.
+
+    Sizes known only at run time are 1. Outputs are compared with those of ONNX Runtime here.
+
+    Args:
+        tracker: its HOST:PORT.
+        key: the name of the devices, which must be what ``target`` says.
+        target, mcpu, mattr: as for `compile`.
+
+    Example:
+        ``bench_remote([("m", model)], "192.168.1.2:9190", "board", "arm:cortex-a72")``
+
+    Raises:
+        UsageError: there is no such target, ``threads`` is not positive, or ``tracker`` is no address.
+        BackendError: TVM or a linker is missing, a model cannot be compiled; the tracker does not answer, has
+            no such device, or it fails.
+    """
+    backend = _backend(target, threads, database, (1,), mcpu, mattr)
+    return timed([(name, model.proto) for name, model in models], backend, Tracker.of(tracker, key))
 
 
 def profile(

@@ -19,12 +19,12 @@ from ..backends.base import Kernel, Progress, SparseLayer
 from ..backends.library import description_path, weights_path
 from . import amounts, options
 from .app import app, examples
-from .arm import show_emulated
+from .devices import show_emulated, show_remote
 from .show import ROWS, check_outputs, console, emit, grid, say, step
 
 TrackerAt = Annotated[
     str | None,
-    typer.Option("--tracker", metavar="HOST:PORT", help="Time kernels on devices of this tracker of TVM's."),
+    typer.Option("--tracker", metavar="HOST:PORT", help="Time on devices of this tracker of TVM's."),
 ]
 Key = Annotated[
     str | None, typer.Option("--key", metavar="NAME", help="The tracker's devices that are of --target.")
@@ -193,6 +193,7 @@ def _tune(
         "bench model.onnx",
         "bench model.onnx smaller.onnx --against onnxruntime --threads 2 --json -",
         "bench model.onnx smaller.onnx --target arm:cortex-a72 --emulate",
+        "bench model.onnx --target arm:cortex-a72 --tracker 192.168.1.2:9190 --key board",
     )
 )
 def bench(
@@ -203,6 +204,8 @@ def bench(
     emulate: Annotated[
         bool, typer.Option("--emulate", help="Count instructions of an ARM processor under QEMU: no times.")
     ] = False,
+    tracker: TrackerAt = None,
+    key: Key = None,
     against: Annotated[
         str,
         typer.Option("--against", metavar="NAME", help="The runtime ratios compare with: onnxruntime."),
@@ -217,6 +220,17 @@ def bench(
     """Time models in TVM and in another runtime, interleaved; sizes known only at run time are 1."""
     check_outputs(json_)
     seconds: dict[str, float] = {}
+    if (tracker is None) != (key is None):
+        raise UsageError("--tracker and --key go together: where the tracker is, and which of its devices")
+    if emulate and tracker is not None:
+        raise UsageError("--emulate runs models here, --tracker on a device: choose one")
+    if tracker is not None and key is not None:
+        with step(seconds, "bench"):
+            named = [(str(path), api.load(path)) for path in models]
+            remote = api.bench_remote(named, tracker, key, target, threads, database, mcpu, mattr)
+        show_remote(remote)
+        emit(json_, {"runs": [asdict(timing) for timing in remote], "seconds": seconds})
+        return
     if emulate:
         with step(seconds, "emulate"):
             named = [(str(path), api.load(path)) for path in models]

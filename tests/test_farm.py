@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from farming import KEY, Farm, farm
-from onnx_prune import BackendError, Model, UsageError, compile, tune
+from onnx_prune import BackendError, Model, UsageError, bench_remote, compile, load, tune
 from onnx_prune.backends.base import Progress
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
 from onnx_prune.backends.tracker import Tracker
+from onnx_prune.models.digits import FOLDER
 from onnx_prune.passes.execute import random_inputs
 from test_backends import TOLERANCE
 from test_cli import run
@@ -49,6 +51,23 @@ def records(folder: Path) -> int:
     from onnx_prune.backends.tvm.machine import host_target
 
     return len(Database(folder).best(host_target(1)))
+
+
+def test_models_are_timed_on_a_device(tmp_path: Path) -> None:
+    small, large = Model(convolutions()), load(FOLDER / "digits_vit.onnx")
+    with farm(tmp_path, 1) as devices:
+        known(devices, 1)
+        found = bench_remote([("small", small), ("large", large)], devices.address, KEY)
+        assert [each.model for each in found] == ["small", "large"]
+        assert all(each.error < TOLERANCE and each.median_ms > 0 for each in found)
+        assert found[0].ratio == 1 and found[1].ratio > 0
+        path = FOLDER / "digits_resnet.onnx"
+        done = run("bench", path, "--tracker", devices.address, "--key", KEY, "--json", "-")
+        assert done.returncode == 0, done.stderr
+        (timing,) = json.loads(done.stdout)["runs"]
+        assert timing["device"] == KEY and timing["error"] < TOLERANCE
+    with pytest.raises(BackendError):
+        bench_remote([("small", small)], devices.address, KEY)
 
 
 def test_all_devices_time_kernels_and_compilation_takes_them(tmp_path: Path) -> None:

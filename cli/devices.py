@@ -1,4 +1,4 @@
-"""What ``onnx-prune bench --emulate`` shows."""
+"""What ``onnx-prune bench`` shows of other machines than this: emulated, or on a tracker."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..backends.emulator.report import Emulated
+from ..backends.remote import RemoteTiming
 from .show import ROWS, console, grid, say
 
 
@@ -47,3 +48,11 @@ def _kernels(model: Emulated) -> Table:
             "" if kernel.cycles is None else f"{kernel.cycles:,.0f}",
         )
     return table
+
+
+def show_remote(found: Sequence[RemoteTiming]) -> None:
+    """A row for each model, against the first."""
+    table = grid("model", "median ms", "÷ first", "error", title=f"on {found[0].device}")
+    for each in found:
+        table.add_row(escape(each.model), f"{each.median_ms:.3f}", f"{each.ratio:.2f}", f"{each.error:.1e}")
+    console.print(table)
