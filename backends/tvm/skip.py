@@ -56,7 +56,8 @@ def _taken(
     source: Pixels | Image | Tokens,
     dense: Convolution | Product,
 ) -> Any:
-    halves = forms.choices.core.halves and bool((matrix == matrix.astype(np.float16)).all())
+    with np.errstate(over="ignore"):
+        halves = forms.choices.core.halves and bool((matrix == matrix.astype(np.float16)).all())
     workload = Sparse(source, len(matrix), pattern_of(matrix), halves)
     alike = workload.in_rows()
     if not forms.choices.skips(weights, alike, dense):
