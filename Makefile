@@ -44,8 +44,9 @@ test: lint
 
 # What compiling for 64-bit ARM and running that here takes: a linker, QEMU and TVM's runtime for it.
 arm-setup: .venv/.installed
-	@command -v qemu-aarch64 aarch64-linux-gnu-g++ llvm-mca-19 >/dev/null || \
-		$(SUDO) apt-get install --yes --quiet --no-install-recommends \
+	@for tool in qemu-aarch64 aarch64-linux-gnu-g++ llvm-mca-19; do \
+		command -v $$tool >/dev/null || missing=$$tool; done; \
+		[ -z "$$missing" ] || $(SUDO) apt-get install --yes --quiet --no-install-recommends \
 		qemu-user g++-aarch64-linux-gnu libc6-dev-arm64-cross llvm-19
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,arm]'
 	$(BIN)/python -m onnx_prune.backends.emulator.tools
