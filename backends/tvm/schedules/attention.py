@@ -19,6 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import LOG2_E, exp2, f32
+from . import written
 from .common import Core, Rule, annotated, ceil_div, i64
 
 # Reads an element of a buffer's view at a position; gives the score of a product at a position.
@@ -90,16 +91,16 @@ def kernel(sizes: Sizes, operands: Operands, tile: Sequence[int], core: Core) ->
         ]
         with script.sblock("root"), script.sblock("attention"):
             script.sblock_attr({"attention": 1})
-            script.reads(*(buffer[_all(buffer)] for buffer in buffers[:-1]))
-            script.writes(buffers[-1][_all(buffers[-1])])
+            script.reads(*(buffer[written.whole(buffer)] for buffer in buffers[:-1]))
+            script.writes(buffers[-1][written.whole(buffers[-1])])
             loop = script.parallel if core.threads > 1 else script.serial
-            with loop(i64(0), i64(batch * parts)) as turn, _block():
+            with loop(i64(0), i64(batch * parts)) as turn, written.block("attention_part"):
                 lead = _axes(tirx.floordiv(turn, i64(parts)), sizes.batch)
                 emit = _Emit(sizes, operands, buffers, lead, rows, band, core.lanes)
                 keys = emit.packed(operands.key, of_keys, sizes.depth)
                 values = emit.packed(operands.value, of_values, sizes.keys)
                 each = ceil_div(bands, parts)
-                with script.serial(i64(0), i64(each)) as t, _block():
+                with script.serial(i64(0), i64(each)) as t, written.block("attention_part"):
                     first = (tirx.floormod(turn, i64(parts)) * i64(each) + t) * i64(band * rows)
                     if each * parts * band * rows > sizes.rows:
                         first = tirx.min(first, i64(sizes.rows - band * rows))
@@ -166,7 +167,7 @@ class _Emit:
         """Panels (depth, wide) of a matrix (depth, columns), one after the other; what overhangs is the last
         column again.
         """
-        made = _buffer(depth * (runs[-1].start + runs[-1].count * runs[-1].wide))
+        made = written.buffer(depth * (runs[-1].start + runs[-1].count * runs[-1].wide))
         for run in runs:
             panels, rows = script.serial(i64(0), i64(run.count)), script.serial(i64(0), i64(depth))
             with panels as p, rows as k, self._columns(run.wide) as lane:
@@ -180,7 +181,7 @@ class _Emit:
     def scores(self, keys: Any, runs: Sequence[Panels], first: Any) -> Any:
         """Products (rows of a band, keys) of queries and all keys, filled to whole vectors."""
         width = ceil_div(self.sizes.keys, self.lanes) * self.lanes
-        made = _buffer(self.band * self.rows * width)
+        made = written.buffer(self.band * self.rows * width)
         for run in runs:
             with self._tiles(run) as (p, row):
 
@@ -197,8 +198,13 @@ class _Emit:
         """Powers in the place of scores; one over the sum of each row of them."""
         rows, keys, lanes = self.band * self.rows, self.sizes.keys, self.lanes
         width = int(scores.shape[0]) // rows
-        shares, top, sums, most = _buffer(rows), _local(lanes), _local(lanes), _local(1)
-        with script.serial(i64(0), i64(rows)) as r, _block():
+        shares, top, sums, most = (
+            written.buffer(rows),
+            written.local(lanes),
+            written.local(lanes),
+            written.local(1),
+        )
+        with script.serial(i64(0), i64(rows)) as r, written.block("attention_part"):
 
             def score(j: Any, lane: Any, overhangs: bool) -> None:
                 at, last = r * i64(width) + j, tirx.min(j, i64(keys - 1)) if overhangs else j
@@ -246,13 +252,13 @@ class _Emit:
     def _tiles(self, run: Panels) -> Iterator[tuple[Any, Any]]:
         """Loops over panels and the tiles of a band; the panel, and the row of the band a tile begins at."""
         panels, tiles = script.serial(i64(0), i64(run.count)), script.serial(i64(0), i64(self.band))
-        with panels as p, tiles as t, _block():
+        with panels as p, tiles as t, written.block("attention_part"):
             yield p, t * i64(self.rows)
 
     def _product(self, read: Callable[[Any, Any], Any], packed: Any, run: Panels, p: Any, depth: int) -> Any:
         """Sums (rows, wide) over ``depth`` of what is read and of a panel, in registers."""
         wide = run.wide
-        sums = _local(self.rows * wide)
+        sums = written.local(self.rows * wide)
         with script.unroll(i64(0), i64(self.rows)) as r, self._columns(wide) as lane:
             script.buffer_store(sums, f32(0), [r * wide + lane])
         loops = script.serial(i64(0), i64(depth)), script.unroll(i64(0), i64(self.rows))
@@ -307,27 +313,6 @@ def _axes(place: Any, sizes: Sequence[int]) -> list[Any]:
         found.append(tirx.floormod(place, i64(size)))
         place = tirx.floordiv(place, i64(size))
     return found[::-1]
-
-
-@contextmanager
-def _block() -> Iterator[None]:
-    """A block without axes: what is allocated in it is of one turn of the loops around."""
-    with script.sblock("attention_part"):
-        script.reads()
-        script.writes()
-        yield
-
-
-def _buffer(size: int) -> Any:
-    return script.sblock_alloc_buffer([i64(size)], "float32")
-
-
-def _local(size: int) -> Any:
-    return script.sblock_alloc_buffer([i64(size)], "float32", scope="local")
-
-
-def _all(buffer: Any) -> tuple[slice, ...]:
-    return tuple(slice(i64(0), i64(int(size))) for size in buffer.shape)
 
 
 class Attention(Rule):

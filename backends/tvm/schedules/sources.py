@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import f32
+from . import written
 from .blocks import Strip
 from .common import LANES, Core, ceil_div, i64
 from .conv import Window
@@ -100,7 +101,7 @@ class Pixels(_Packed, _Images):
 
     def pack(self, x: Any, first: Any, core: Core, strip: Strip) -> Any:
         wide = strip.wide
-        panel = script.sblock_alloc_buffer([i64(self.channels * wide)], "float32")
+        panel = written.buffer(self.channels * wide)
         rows, columns = self.area
         (sy, sx), each = self.strides, rows * columns
         with script.serial(i64(0), i64(self.channels)) as i, positions(strip) as v:
@@ -130,7 +131,7 @@ class Tokens(_Packed):
 
     def pack(self, x: Any, first: Any, core: Core, strip: Strip) -> Any:
         wide, whole = strip.wide, 0 if strip.chains else self.channels // LANES
-        panel = script.sblock_alloc_buffer([i64(self.channels * wide)], "float32")
+        panel = written.buffer(self.channels * wide)
         if whole:
             with script.serial(i64(0), i64(whole)) as c, script.unroll(i64(0), i64(strip.vectors)) as u:
                 rows = [first + u * i64(LANES) + j for j in range(LANES)]
@@ -202,7 +203,7 @@ class Image(_Images):
         n, channels, h, w = self.data
         (sy, sx), (top, left) = self.window.strides, self.window.padding[:2]
         (rows, columns), length = self.phase, self._length(strip)
-        image = script.sblock_alloc_buffer([i64(channels * sy * sx * length)], "float32")
+        image = written.buffer(channels * sy * sx * length)
         each = script.parallel if core.threads > 1 else script.serial
         with each(i64(0), i64(channels)) as i:
             for a in range(sy):

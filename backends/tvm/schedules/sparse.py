@@ -23,6 +23,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import f32
+from . import written
 from .blocks import Blocks, Strip
 from .common import (
     LANES,
@@ -102,7 +103,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
         made = argument("result", result.shape, "float32")
         high = count * strip.rows
         turned = result.turned or bool(strip.chains)
-        sums = _buffer(whole, ceil_div(high, LANES) * LANES) if turned else _buffer(high, whole)
+        sums = written.buffer(whole, ceil_div(high, LANES) * LANES) if turned else written.buffer(high, whole)
 
         def tile(t: Any, image: Any) -> None:
             first = t * i64(strip.wide)
@@ -110,9 +111,9 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
                 first = tirx.min(first, i64(whole - strip.wide))
             panel = source.pack(x, first, core, strip)
             data, base = (panel, i64(0)) if image is None else (image, first)
-            part, at = (_buffer(high, strip.wide), i64(0)) if result.turned else (sums, first)
+            part, at = (written.buffer(high, strip.wide), i64(0)) if result.turned else (sums, first)
             parts = script.serial(i64(0), i64(panels))
-            with parts as number, _each(count, by_block) as o, _block("sparse_block"):
+            with parts as number, _each(count, by_block) as o, written.block("sparse_block"):
                 block = number * i64(count) + o
                 if strip.chains:
                     _few(weights, data, base, sums, first, block, strip)
@@ -136,17 +137,17 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
             with script.serial(i64(0), i64(tiles)) as t, script.sblock("sparse_sum"):
                 t, all_ = script.axis.spatial(i64(tiles), t), script.axis.spatial(i64(1), i64(0))
                 script.sblock_attr({"sparse": f"{strip.wide},{int(by_tile)}"})
-                script.reads(*(buffer[_all(buffer)] for buffer in (x, *weights)))
+                script.reads(*(buffer[written.whole(buffer)] for buffer in (x, *weights)))
                 first, start, size = t * strip.wide, all_ * sums.shape[1], sums.shape[1]
                 script.writes(sums[first : first + strip.wide, start : start + size])
                 tile(t, None)
         else:
             with script.sblock("sparse_sum"):
                 script.sblock_attr({"sparse": "0,0"})
-                script.reads(*(buffer[_all(buffer)] for buffer in (x, *weights)))
-                script.writes(sums[_all(sums)])
+                script.reads(*(buffer[written.whole(buffer)] for buffer in (x, *weights)))
+                script.writes(sums[written.whole(sums)])
                 image = source.prepare(x, core, strip)
-                with _each(tiles, by_tile) as t, _block("sparse_tile"):
+                with _each(tiles, by_tile) as t, written.block("sparse_tile"):
                     tile(t, image)
         with script.grid(*(i64(size) for size in result.shape)) as at, script.sblock("sparse_out"):
             axes = list(script.axis.remap("S" * len(result.shape), list(at)))
@@ -182,7 +183,7 @@ def _many(
         panel: of the source, where there are several: sums are added to those of the ones before.
     """
     rows, wide = strip.rows, strip.wide
-    kept = script.sblock_alloc_buffer([i64(rows * wide)], "float32", scope="local")
+    kept = written.local(rows * wide)
 
     @contextmanager
     def registers() -> Iterator[tuple[Any, Any]]:
@@ -218,7 +219,7 @@ def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number:
         _one(weights, data, base, sums, first, number, strip)
         return
     rows, wide, chains = strip.rows, strip.wide, strip.chains
-    kept = script.sblock_alloc_buffer([i64(chains * wide * rows)], "float32", scope="local")
+    kept = written.local(chains * wide * rows)
 
     @contextmanager
     def registers(count: int) -> Iterator[tuple[Any, Any, Any]]:
@@ -249,7 +250,7 @@ def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number:
 def _one(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number: Any, strip: Strip) -> None:
     """The sums of one output, its non-zeros in the lanes: what they multiply is put together."""
     wide, vectors = strip.wide, strip.chains // LANES
-    kept = script.sblock_alloc_buffer([i64(wide * strip.chains)], "float32", scope="local")
+    kept = written.local(wide * strip.chains)
     with script.unroll(i64(0), i64(wide * vectors)) as v:
         script.buffer_store(kept, tirx.Broadcast(f32(0), LANES), [lanes(v * i64(LANES))])
     with script.serial(weights.starts[number], weights.starts[number + 1]) as turn:
@@ -311,23 +312,6 @@ def _outputs(rows: int) -> Iterator[Any]:
 def _each(count: int, parallel: bool) -> Iterator[Any]:
     with (script.parallel if parallel else script.serial)(i64(0), i64(count)) as at:
         yield at
-
-
-@contextmanager
-def _block(name: str) -> Iterator[None]:
-    """A block without axes: what is allocated in it is of one turn of the loops around."""
-    with script.sblock(name):
-        script.reads()
-        script.writes()
-        yield
-
-
-def _buffer(*shape: int) -> Any:
-    return script.sblock_alloc_buffer([i64(size) for size in shape], "float32")
-
-
-def _all(buffer: Any) -> tuple[slice, ...]:
-    return tuple(slice(i64(0), i64(int(size))) for size in buffer.shape)
 
 
 class Sparse(Rule):

@@ -1,0 +1,35 @@
+"""What kernels that are written loop by loop are made of, within a PrimFunc under construction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tvm.script.ir_builder import tirx as script
+
+from .common import i64
+
+
+@contextmanager
+def block(name: str) -> Iterator[None]:
+    """A block without axes: what is allocated in it is of one turn of the loops around."""
+    with script.sblock(name):
+        script.reads()
+        script.writes()
+        yield
+
+
+def buffer(*shape: int) -> Any:
+    """Memory for float32."""
+    return script.sblock_alloc_buffer([i64(size) for size in shape], "float32")
+
+
+def local(size: int) -> Any:
+    """Memory for float32 that becomes registers."""
+    return script.sblock_alloc_buffer([i64(size)], "float32", scope="local")
+
+
+def whole(memory: Any) -> tuple[slice, ...]:
+    """The region of all of a buffer."""
+    return tuple(slice(i64(0), i64(int(size))) for size in memory.shape)
