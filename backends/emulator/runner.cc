@@ -5,7 +5,7 @@
 // JOB is text, a word after the other: library PATH, function NAME, data PATH, result PATH, and for each argument
 // tensor CODE BITS OFFSET NDIM SIZE..., where CODE is that of DLPack and OFFSET is where its bytes are in data.
 // The result gets, for each tensor that comes back, a line "CODE BITS NDIM SIZE..." and its bytes.
-// On standard output: where the library is in memory.
+// On standard output: where the library is in memory, and how many bytes of it.
 
 #include <link.h>
 #include <tvm/ffi/extra/module.h>
@@ -95,13 +95,18 @@ void Write(std::ofstream& file, const Any& value) {
 
 struct Library {
   const char* path;
-  uintptr_t base;
+  uintptr_t base, size;
 };
 
 int Find(dl_phdr_info* info, size_t, void* wanted) {
   auto* library = static_cast<Library*>(wanted);
-  if (std::strcmp(info->dlpi_name, library->path) == 0) library->base = info->dlpi_addr;
-  return 0;
+  if (std::strcmp(info->dlpi_name, library->path) != 0) return 0;
+  library->base = info->dlpi_addr;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& segment = info->dlpi_phdr[i];
+    if (segment.p_type == PT_LOAD) library->size = segment.p_vaddr + segment.p_memsz;
+  }
+  return 1;
 }
 
 }  // namespace
@@ -114,9 +119,10 @@ int main(int argc, char** argv) {
   try {
     Job job = ReadJob(argv[1]);
     Module library = Module::LoadFromFile(job.library);
-    Library found{job.library.c_str(), 0};
+    Library found{job.library.c_str(), 0, 0};
     dl_iterate_phdr(Find, &found);
-    std::printf("base %llu\n", static_cast<unsigned long long>(found.base));
+    std::printf("%llu %llu\n", static_cast<unsigned long long>(found.base),
+                static_cast<unsigned long long>(found.size));
     std::fflush(stdout);
     Module machine = library->GetFunction("vm_load_executable").value()().cast<Module>();
     constexpr int kPooled = 2;
