@@ -21,7 +21,7 @@ class ArmBackend(Compiler):
         processor: what to compile for.
     """
 
-    processor: Processor = field(default_factory=lambda: Processor("aarch64-linux-gnu", "generic"))
+    processor: Processor = field(kw_only=True)
     name: ClassVar[str] = "tvm"
 
     def target(self) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from .tracker import Tracker
 
 
 @dataclass(frozen=True)
-class Compiler:
+class Compiler(ABC):
     """Apache TVM for one processor.
 
     Attributes:
@@ -50,13 +51,13 @@ class Compiler:
         if not self.batches or min(self.batches) < 1:
             raise UsageError(f"batches of {list(self.batches)} make no sense; each must be at least 1")
 
+    @abstractmethod
     def target(self) -> Mapping[str, Any]:
         """TVM's description of the processor.
 
         Raises:
             UsageError: LLVM does not know it.
         """
-        raise NotImplementedError
 
     def linker(self) -> Linker | None:
         """What links for it; None for TVM's own way on this machine.

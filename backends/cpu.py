@@ -40,8 +40,7 @@ class CpuBackend(Compiler):
         Raises:
             BackendError: TVM is not installed, or cannot take the model.
         """
-        made = self.compiled(model)
-        return CpuArtifact(made.program, made.inputs, made.outputs, made.target, made.batch, made.sparse)
+        return CpuArtifact(**vars(self.compiled(model)))
 
     def profile(self, model: onnx.ModelProto) -> tuple[Kernel, ...]:
         """What each kernel takes in a run on random inputs, the most first. Symbolic sizes are 1.
