@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from ..analysis.errors import BackendError
 from ..passes.execute import first_line, random_inputs
-from .artifact import Compiled
+from ..passes.verify import worst_error
+from .artifact import Compiled, require_tvm
 from .base import Arrays
 from .compiler import Compiler
-from .measure import ROUNDS, ratio
+from .measure import ROUNDS, SECONDS, ratio
 from .onnxruntime import OnnxRuntimeBackend
 from .tracker import NoDevice, Tracker
 
+if TYPE_CHECKING:
+    from .tvm.devices import Session
+
 _SESSION = 3600.0  # seconds after which a device that hangs is free again
-_PATIENCE = 30.0
-_SECONDS = 0.1  # that a model runs within a round, about
 
 
 @dataclass(frozen=True)
@@ -58,34 +57,36 @@ def timed(
         BackendError: a model cannot be compiled; or the device fails.
         NoDevice: the tracker has none.
     """
+    require_tvm()
+    from .tvm.devices import Lent
+
     tracker.devices()  # before the work
     feeds = [random_inputs(model, dynamic=1) for _, model in models]
     wanted = [OnnxRuntimeBackend(1).compile(m).run(feed) for (_, m), feed in zip(models, feeds, strict=True)]
     made = [backend.compiled(model) for _, model in models]
     runs: list[_Run] = []
-    session = None
     try:
-        session = tracker.session(_SESSION, _PATIENCE)
-        session.get_function("runtime.config_threadpool")(1, backend.threads)
-        with tempfile.TemporaryDirectory() as folder:
-            runs += [
-                _Run(session, Path(folder) / f"model{number}.so", compiled, feed, backend)
-                for number, (compiled, feed) in enumerate(zip(made, feeds, strict=True))
-            ]
+        with Lent(tracker, backend.linker()).session(backend.threads, _SESSION) as session:
+            runs += [_Run(session, *each) for each in zip(made, feeds, strict=True)]
             times = [[run.milliseconds() for run in runs] for _ in range(ROUNDS)]
             outputs = [run.outputs() for run in runs]
+            del session
     except NoDevice:
         raise
     except Exception as error:  # whatever TVM makes of what a device does
         raise BackendError(f"the device '{tracker.key}' fails: {first_line(error)}") from error
     finally:  # a device is free again when nothing refers to it, and TVM's objects do in circles
         runs.clear()
-        del session
         gc.collect()
     first, *_ = columns = list(zip(*times, strict=True))
     return [
         RemoteTiming(
-            name, tracker.key, backend.threads, median(column), ratio(column, first), _error(want, got)
+            name,
+            tracker.key,
+            backend.threads,
+            median(column),
+            ratio(column, first),
+            worst_error(want, got)[0],
         )
         for (name, _), column, want, got in zip(models, columns, wanted, outputs, strict=True)
     ]
@@ -94,29 +95,18 @@ def timed(
 class _Run:
     """A model on a device, ready to run on its inputs."""
 
-    def __init__(
-        self,
-        session: Any,
-        library: Path,
-        compiled: Compiled,
-        feed: Mapping[str, NDArray[Any]],
-        backend: Compiler,
-    ) -> None:
-        import tvm
+    def __init__(self, session: Session, compiled: Compiled, feed: Mapping[str, NDArray[Any]]) -> None:
         from tvm import relax
 
-        compiled.program.executable.export_library(str(library), fcompile=backend.linker())
-        session.upload(str(library))
-        device = session.cpu()
         weights = compiled.program.weights.tensors
         arrays = [feed[spec.name] for spec in compiled.inputs]
         arrays += [weights[number] for number in compiled.program.uses["main"]]
         self._names = [spec.name for spec in compiled.outputs]
-        self._machine = relax.VirtualMachine(session.load_module(library.name), device)
-        self._machine.set_input("main", *(tvm.runtime.tensor(array, device) for array in arrays))
+        self._device = session.device
+        self._machine = relax.VirtualMachine(session.load(compiled.program.executable), self._device)
+        self._machine.set_input("main", *map(session.tensor, arrays))
         self._machine.invoke_stateful("main")
-        self._device = device
-        self._calls = max(1, int(_SECONDS / max(self._timer(1)("main").mean, 1e-6)))
+        self._calls = max(1, int(SECONDS / max(self._timer(1)("main").mean, 1e-6)))
 
     def _timer(self, calls: int) -> Any:
         return self._machine.time_evaluator("invoke_stateful", self._device, number=calls, repeat=1)
@@ -129,7 +119,3 @@ class _Run:
         got = self._machine.get_outputs("main")
         found = [got] if hasattr(got, "numpy") else list(got)
         return {name: tensor.numpy() for name, tensor in zip(self._names, found, strict=True)}
-
-
-def _error(wanted: Arrays, got: Arrays) -> float:
-    return max(float(np.abs(wanted[n] - got[n]).max() / max(np.abs(wanted[n]).max(), 1e-9)) for n in wanted)

@@ -112,11 +112,11 @@ def compare(
     masked, smaller = in_float32(masked), in_float32(pruned.proto)
     inputs, wanted = first_run(masked, analysis.walk.sizes, seed)
     got = execute(smaller, inputs)
-    worst, where = _worst(wanted, got)
+    worst, where = worst_error(wanted, got)
     tolerance = TOLERANCE
     if TOLERANCE < worst <= _CEILING:
         nudged = (execute(_nudged(masked, draw), inputs) for draw in range(_DRAWS))
-        response = max(_worst(wanted, outputs)[0] for outputs in nudged)
+        response = max(worst_error(wanted, outputs)[0] for outputs in nudged)
         tolerance = min(_CEILING, max(TOLERANCE, _ROUNDINGS * response))
     message = f"worst output '{where}' differs by {worst:.1e} of its largest magnitude"
     return Verdict(worst <= tolerance, kind, worst, f"{message}, {tolerance:.1e} is allowed")
@@ -140,7 +140,7 @@ def first_run(proto: onnx.ModelProto, sizes: Mapping[str, int], seed: int) -> tu
     return inputs, execute(proto, inputs)
 
 
-def _worst(wanted: Arrays, got: Arrays) -> tuple[float, str]:
+def worst_error(wanted: Arrays, got: Arrays) -> tuple[float, str]:
     """The largest relative error over all outputs, and the output it is in."""
     return max(((_relative_error(y, got[name]), name) for name, y in wanted.items()), default=(0.0, ""))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from ...analysis.errors import BackendError
+from ..tvm.described import plain
 from .run import Block
 
 _ENTRY, _BODY = "__tvm_ffi_", "_compute_"  # how TVM names a kernel's functions
@@ -76,7 +76,7 @@ def counted(
         what, flops = _REST, 0.0
         if function.start <= block.offset < function.end:
             name = function.name.removeprefix(_ENTRY)
-            what, flops = kernels.get(name.removesuffix(_BODY), (_plain(name.removesuffix(_BODY)), 0.0))
+            what, flops = kernels.get(name.removesuffix(_BODY), (plain(name.removesuffix(_BODY)), 0.0))
             if block.offset == function.start and function.name.startswith(_ENTRY):
                 calls[what] += block.runs
                 macs[what] += block.runs * flops / 2
@@ -93,11 +93,6 @@ def _count(what: str, calls: int, macs: float | None, blocks: Sequence[Block]) -
     return Count(
         what, calls, macs, total("instructions"), vector, total("scalar"), total("memory"), tuple(blocks)
     )
-
-
-def _plain(name: str) -> str:
-    """A function's name without numbers: what was fused."""
-    return re.sub(r"\d+(?=_|$)", "", name.removeprefix("fused_"))
 
 
 def _functions(library: Path) -> list[_Function]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from ...analysis.errors import BackendError
 from ...passes.execute import random_inputs
+from ...passes.verify import worst_error
 from ..arm import ArmBackend
+from ..artifact import require_tvm
 from ..onnxruntime import OnnxRuntimeBackend
 from .cycles import Model
 from .run import emulate
@@ -89,6 +90,7 @@ def emulated(name: str, model: onnx.ModelProto, backend: ArmBackend, cpu: str | 
         BackendError: a tool is missing, the model cannot be compiled, or has instructions that the processor
             lacks.
     """
+    require_tvm()
     if find_spec("elftools") is None:
         raise BackendError("pyelftools is not installed: pip install 'onnx-prune[arm]'")
     from .counts import counted
@@ -105,7 +107,7 @@ def emulated(name: str, model: onnx.ModelProto, backend: ArmBackend, cpu: str | 
         cycles: list[float | None] = [None] * len(counts)
         if scheduler is not None:
             cycles = scheduler.cycles(library, [count.blocks for count in counts], backend.processor.cpu)
-    error = max(float(np.abs(wanted[n] - run.outputs[n]).max() / np.abs(wanted[n]).max()) for n in wanted)
+    error, _ = worst_error(wanted, run.outputs)
     kernels = tuple(
         EmulatedKernel(c.what, c.calls, c.macs, c.instructions, c.vector, c.memory, each)
         for c, each in zip(counts, cycles, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tvm
@@ -35,3 +36,8 @@ def _called(function: Any) -> list[str]:
 
     relax.analysis.post_order_visit(function, visit)
     return names
+
+
+def plain(name: str) -> str:
+    """A function of TVM's without its number: what was fused."""
+    return re.sub(r"\d+(?=_|$)", "", name.removeprefix("fused_"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from tvm import relax
 
 from ..base import Kernel
 from . import build, passes
-from .described import described
+from .described import described, plain
 from .machine import core_of
 from .workloads import Choices, Product
 
@@ -95,7 +94,7 @@ def _kernels(
     calls: Counter[str] = Counter()
     flops: defaultdict[str, float] = defaultdict(float)
     for call in zip(*runs, strict=True):
-        what, work = names.get(call[0][0], (_plain(call[0][0]), 0.0))
+        what, work = names.get(call[0][0], (plain(call[0][0]), 0.0))
         spent[what] += median(seconds for _, seconds in call)
         calls[what] += 1
         flops[what] += work
@@ -105,8 +104,3 @@ def _kernels(
         share = flops[what] / seconds / peak if flops[what] else None
         yield Kernel(what, calls[what], seconds * 1e3, share)
     yield Kernel("between kernels", 1, rest * 1e3, None)
-
-
-def _plain(name: str) -> str:
-    """A function of TVM's without its number: what was fused."""
-    return re.sub(r"\d+(?=_|$)", "", name.removeprefix("fused_"))
