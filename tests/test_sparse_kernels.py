@@ -212,7 +212,7 @@ def test_zeros_are_skipped_where_it_pays(tmp_path: Path) -> None:
             value = value * mask(rng, 64, 64).reshape(value.shape)
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     found = {layer.weight: layer for layer in compile(Model(model)).sparse}
-    assert found[first].sparse and found[first].gain > 2 and 0.05 < found[first].density < 0.15
+    assert found[first].sparse and found[first].gain > 1 and 0.05 < found[first].density < 0.15
     assert not found[second].sparse and not found[second].measured
     assert not compile(Model(layers()["3x3"])).sparse
     # What was measured counts.
