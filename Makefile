@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports arm-setup arm-counts clean
+.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports arm-setup arm-counts cuda-kernels test-gpu clean
 
 install: .venv/.installed
 
@@ -21,7 +21,7 @@ install: .venv/.installed
 	@touch $@
 
 .venv/.tested: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,arm,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,arm,cuda,test]'
 	@touch $@
 
 # Half of the arithmetic goes, with kept counts that suit vector units. 200 images without labels are enough to
@@ -55,6 +55,16 @@ arm-setup: .venv/.installed
 arm-counts: arm-setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,arm,peers]'
 	$(BIN)/python tools/arm_table.py
+
+# Slow: nets compiled for GPUs, their tensor cores emulated; the table goes to docs/cuda_kernels.md.
+cuda-kernels: .venv/.tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,cuda,peers]'
+	$(BIN)/python tools/cuda_table.py
+
+# Only where there is a GPU of NVIDIA; the comparison needs a PyTorch with CUDA in the same environment.
+test-gpu: .venv/.tested
+	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python tools/gpu_bench.py
 
 # Slow: every graph of the zoo is pruned and certified; the table goes to docs/coverage.md.
 zoo: .venv/.installed

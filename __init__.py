@@ -35,7 +35,7 @@ from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
 from .backends.emulator.report import Emulated
 from .backends.remote import RemoteTiming
-from .backends.run import bench, bench_remote, compile, emulate, latency_table, profile, tune
+from .backends.run import bench, bench_remote, compile, emulate, emulate_gpu, latency_table, profile, tune
 from .passes.data.calibrate import Calibration, open_calibration
 from .passes.data.calibrate import Spec as CalibrationSource
 from .passes.options import Options, load_sensitivity
@@ -102,6 +102,7 @@ __all__ = [
     "check_sparse_export",
     "compile",
     "emulate",
+    "emulate_gpu",
     "explain",
     "export_lists",
     "latency_table",

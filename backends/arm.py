@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import onnx
 
 from .artifact import Compiled
-from .compiler import Compiler
+from .compiler import ProcessorCompiler
 from .processor import Linker, Processor, linker
 
 
 @dataclass(frozen=True)
-class ArmBackend(Compiler):
+class ArmBackend(ProcessorCompiler):
     """Apache TVM for a processor of 64-bit ARM.
 
     Attributes:

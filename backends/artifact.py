@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -119,24 +120,35 @@ class Compiled:
             "versions": {name: metadata.version(name) for name in ("onnx-prune", "apache-tvm")},
         }
         system = self.target.get("mtriple")
-        library.save(Path(path), self.program, about, beside, None if system is None else linker(system))
+        link = None if system is None else linker(system)
+        library.save(Path(path), self.program, about, beside, link, self.packing())
+
+    def packing(self) -> library.Packing | None:
+        """How what the library brings along is packed; None for TVM's own way."""
+        return None
 
 
 @dataclass(eq=False)
-class CpuArtifact(Compiled):
+class Artifact(Compiled, ABC):
     """A model compiled for this machine, which runs in this process."""
 
     def __post_init__(self) -> None:
-        import tvm
         from tvm import relax
 
-        machine = relax.VirtualMachine(self.program.executable, tvm.cpu())
-        weights = [tvm.runtime.from_dlpack(array) for array in self.program.weights.tensors]
+        device = self.device()
+        machine = relax.VirtualMachine(self.program.executable, device)
+        weights = [_on(device, array) for array in self.program.weights.tensors]
         sizes = {1: "main"} if self.batch is None else {s: self.batch.function(s) for s in self.batch.sizes}
         self._functions = {
-            size: _Function(machine, name, self.inputs, size, [weights[i] for i in self.program.uses[name]])
+            size: _Function(
+                machine, name, self.inputs, size, [weights[i] for i in self.program.uses[name]], device
+            )
             for size, name in sizes.items()
         }
+
+    @abstractmethod
+    def device(self) -> Any:
+        """TVM's device that it runs on."""
 
     def run(self, inputs: Inputs) -> Arrays:
         """Outputs by name.
@@ -147,7 +159,7 @@ class CpuArtifact(Compiled):
             BackendError: an input is missing, unknown, or of another type or shape than compiled for.
         """
         check_inputs(self.inputs, inputs)
-        threads = int(self.target["num-cores"])
+        threads = int(self.target.get("num-cores", 1))
         if threads > 1:
             use_threads(threads)
         try:
@@ -190,11 +202,32 @@ class CpuArtifact(Compiled):
         return results
 
 
-def load_artifact(path: str | Path) -> CpuArtifact:
-    """A compiled model that `CpuArtifact.save` wrote. Loading runs its code: trust it first.
+@dataclass(eq=False)
+class CpuArtifact(Artifact):
+    """A model compiled for this machine's processor."""
+
+    def device(self) -> Any:
+        import tvm
+
+        return tvm.cpu()
+
+
+@dataclass(eq=False)
+class GpuArtifact(Artifact):
+    """A model compiled for a GPU of this machine; inputs and results are copied."""
+
+    def device(self) -> Any:
+        import tvm
+
+        return tvm.cuda()
+
+
+def load_artifact(path: str | Path) -> Artifact:
+    """A compiled model that `Compiled.save` wrote. Loading runs its code: trust it first.
 
     Raises:
-        BackendError: TVM is not installed, a file is missing, or one is not what is described.
+        BackendError: TVM is not installed, a file is missing, one is not what is described, or the model is
+            compiled for another machine.
     """
     require_tvm()
     path = Path(path).resolve()  # a bare name would be searched for in the system's folders
@@ -211,9 +244,18 @@ def load_artifact(path: str | Path) -> CpuArtifact:
         raise library.malformed(path) from None
     if isinstance(target, dict) and target.get("mtriple"):
         raise BackendError(f"'{path}' is compiled for {target.get('mcpu')}, not for this machine")
+    runs: type[Artifact] = CpuArtifact
+    if isinstance(target, dict) and target.get("kind") == "cuda":
+        import tvm
+
+        runs = GpuArtifact
+        if not tvm.cuda().exist:
+            raise BackendError(
+                f"'{path}' is compiled for a GPU, {target.get('arch')}, and TVM finds none here"
+            )
     program = library.load(path, about)
     try:
-        return CpuArtifact(program, inputs, outputs, target, batch)
+        return runs(program, inputs, outputs, target, batch)
     except Exception as error:
         raise BackendError(f"cannot load '{path}': {first_line(error)}") from error
 
@@ -228,12 +270,17 @@ class _Function:
     """
 
     def __init__(
-        self, machine: Any, name: str, specs: Sequence[TensorSpec], batch: int, weights: Sequence[Any]
+        self,
+        machine: Any,
+        name: str,
+        specs: Sequence[TensorSpec],
+        batch: int,
+        weights: Sequence[Any],
+        device: Any,
     ) -> None:
-        import tvm
-
         self._arrays = {spec.name: _memory(spec, batch) for spec in specs}
-        values = [tvm.runtime.from_dlpack(array) for array in self._arrays.values()]
+        values = [_on(device, array) for array in self._arrays.values()]
+        self._elsewhere = [] if _is_here(device) else list(zip(values, self._arrays.values(), strict=True))
         # Arguments that the machine keeps cost nothing at a call.
         machine.save_function(name, f"{name}.kept", *values, *weights)
         self.call: Callable[[], object] = machine[f"{name}.kept"]
@@ -243,7 +290,23 @@ class _Function:
         for name, array in self._arrays.items():
             given = inputs[name]
             np.copyto(array if given.shape == array.shape else array[: len(given)], given)
+        for value, array in self._elsewhere:
+            value.copyfrom(array)
         return list(_flat(self.call()))
+
+
+def _is_here(device: Any) -> bool:
+    """Whether a device has the memory of this process."""
+    import tvm
+
+    return bool(device == tvm.cpu())
+
+
+def _on(device: Any, array: NDArray[Any]) -> Any:
+    """A tensor of TVM's: the memory of ``array`` itself where the device has it, a copy elsewhere."""
+    import tvm
+
+    return tvm.runtime.from_dlpack(array) if _is_here(device) else tvm.runtime.tensor(array, device)
 
 
 def _memory(spec: TensorSpec, batch: int) -> NDArray[Any]:
@@ -255,7 +318,7 @@ def _memory(spec: TensorSpec, batch: int) -> NDArray[Any]:
 def _flat(result: Any) -> Iterator[NDArray[Any]]:
     """Views, which may be of an input, or of memory that the machine uses again."""
     if hasattr(result, "numpy"):
-        yield np.from_dlpack(result)
+        yield np.from_dlpack(result) if _is_here(result.device) else result.numpy()
         return
     for part in result:
         yield from _flat(part)

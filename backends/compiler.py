@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 
@@ -20,11 +20,22 @@ from .processor import Linker
 from .quiet import native_log_hidden
 from .table import Call
 from .tracker import Tracker
+from .weights import Program
+
+if TYPE_CHECKING:
+    from .tvm.skip import HasZeros
+
+
+class Lowered(NamedTuple):
+    """What imported modules became, and those of their layers that have zeros in their weights."""
+
+    program: Program
+    layers: Sequence[HasZeros]
 
 
 @dataclass(frozen=True)
 class Compiler(ABC):
-    """Apache TVM for one processor.
+    """Apache TVM for one kind of processor.
 
     Attributes:
         threads: threads the compiled kernels run on.
@@ -59,13 +70,13 @@ class Compiler(ABC):
             UsageError: LLVM does not know it.
         """
 
-    def linker(self) -> Linker | None:
-        """What links for it; None for TVM's own way on this machine.
+    @abstractmethod
+    def lowered(self, modules: Mapping[str, Any], target: Mapping[str, Any]) -> Lowered:
+        """A program of imported modules, by the names of their functions.
 
         Raises:
-            BackendError: there is none.
+            BackendError: TVM cannot compile a module.
         """
-        return None
 
     def compiled(self, model: onnx.ModelProto) -> Compiled:
         """Machine code and weights of ``model``, for one set of sizes.
@@ -75,7 +86,6 @@ class Compiler(ABC):
         """
         require_tvm()
         from .tvm import build, frontend, skip
-        from .tvm.workloads import Choices
 
         batch = self._batch(model)
         modules: dict[str, Any] = {}
@@ -87,16 +97,15 @@ class Compiler(ABC):
                 shapes.append(build.output_shapes(modules[name]))
             inputs, outputs = signature(fixed)
             target = self.target()
-            choices = Choices(self._known(target))
-            program = build.build(modules, target, choices)
-            layers = skip.told(choices.layers, fixed)
-        made = tuple(
+            made = self.lowered(modules, target)
+            layers = skip.told(made.layers, fixed)
+        given = tuple(
             TensorSpec(spec.name, spec.dtype, _common(each, batch))
             for spec, *each in zip(outputs, *shapes, strict=True)
         )
         if batch is not None:
             inputs = tuple(TensorSpec(s.name, s.dtype, (batch.symbol, *s.shape[1:])) for s in inputs)
-        return Compiled(program, inputs, made, target, batch, layers)
+        return Compiled(made.program, inputs, given, target, batch, layers)
 
     def _batch(self, model: onnx.ModelProto) -> Batch | None:
         symbol = batch_of(model)
@@ -116,6 +125,25 @@ class Compiler(ABC):
         if batch is None:
             return {"main": self.dims}
         return {batch.function(size): {**self.dims, batch.symbol: size} for size in batch.sizes}
+
+
+class ProcessorCompiler(Compiler):
+    """Apache TVM for what LLVM compiles for."""
+
+    def linker(self) -> Linker | None:
+        """What links for it; None for TVM's own way on this machine.
+
+        Raises:
+            BackendError: there is none.
+        """
+        return None
+
+    def lowered(self, modules: Mapping[str, Any], target: Mapping[str, Any]) -> Lowered:
+        from .tvm import build
+        from .tvm.workloads import Choices
+
+        choices = Choices(self._known(target))
+        return Lowered(build.build(modules, target, choices), choices.layers)
 
     def _known(self, target: Mapping[str, Any]) -> Mapping[str, Any]:
         """The fastest way that was measured of each kernel, on a target."""

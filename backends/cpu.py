@@ -16,7 +16,7 @@ from ..passes.clocks import LayerClock
 from ..passes.execute import random_inputs
 from .artifact import CpuArtifact, require_tvm
 from .base import Kernel, signature
-from .compiler import Compiler, imported
+from .compiler import ProcessorCompiler, imported
 from .measure import interleaved
 from .quiet import native_log_hidden
 from .table import Table
@@ -24,7 +24,7 @@ from .threads import use_threads
 
 
 @dataclass(frozen=True)
-class CpuBackend(Compiler):
+class CpuBackend(ProcessorCompiler):
     """Apache TVM on this machine's CPU."""
 
     name: ClassVar[str] = "tvm"

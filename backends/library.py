@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..analysis.errors import BackendError
 from ..passes.execute import first_line
@@ -24,12 +24,20 @@ from .processor import Linker
 from .quiet import native_log_hidden
 from .weights import Place, Program, Weights, mapped, read
 
+# An object file, of a module of TVM, whether it is a system library, a prefix of names, and a folder.
+Packing: TypeAlias = Callable[[Any, bool, str, str], str]
+
 _FORMAT = 2
 _PAGE = 4096
 
 
 def save(
-    path: Path, program: Program, about: Mapping[str, Any], beside: bool, linker: Linker | None = None
+    path: Path,
+    program: Program,
+    about: Mapping[str, Any],
+    beside: bool,
+    linker: Linker | None = None,
+    packing: Packing | None = None,
 ) -> None:
     """Write a program; each file in one step, the description last.
 
@@ -37,6 +45,7 @@ def save(
         about: what else to describe.
         beside: whether the weights get a file of their own.
         linker: for another machine than this.
+        packing: of what the library brings along; TVM's own way without.
 
     Raises:
         OutputError: a file cannot be written.
@@ -48,7 +57,8 @@ def save(
     def write(temporary: Path) -> None:
         try:
             with native_log_hidden():
-                program.executable.export_library(str(temporary), fcompile=linker)
+                options = {} if packing is None else {"fpack_imports": packing}
+                program.executable.export_library(str(temporary), fcompile=linker, **options)
         except RuntimeError as error:
             raise BackendError(
                 f"cannot link '{path}'; a C++ compiler such as g++ is needed: {first_line(error)}"

@@ -16,7 +16,7 @@ from ..passes.execute import first_line, random_inputs
 from ..passes.verify import worst_error
 from .artifact import Compiled, require_tvm
 from .base import Arrays
-from .compiler import Compiler
+from .compiler import ProcessorCompiler
 from .measure import ROUNDS, SECONDS, ratio
 from .onnxruntime import OnnxRuntimeBackend
 from .tracker import NoDevice, Tracker
@@ -49,7 +49,7 @@ class RemoteTiming:
 
 
 def timed(
-    models: Sequence[tuple[str, onnx.ModelProto]], backend: Compiler, tracker: Tracker
+    models: Sequence[tuple[str, onnx.ModelProto]], backend: ProcessorCompiler, tracker: Tracker
 ) -> list[RemoteTiming]:
     """Time models on one device, in turn within each round, on random inputs; sizes known at run time are 1.
 

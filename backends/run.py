@@ -14,6 +14,8 @@ from .artifact import Compiled, CpuArtifact
 from .base import Backend, Kernel, Progress
 from .clock import foretold, stopwatch
 from .cpu import CpuBackend
+from .cuda import PRECISIONS, CudaBackend, GpuBackend
+from .emulator.gpu_report import EmulatedGpu, emulated_gpu
 from .emulator.report import Emulated, emulated
 from .measure import Timing, compare
 from .onnxruntime import OnnxRuntimeBackend
@@ -50,6 +52,7 @@ def compile(
     batches: Sequence[int] = (1,),
     mcpu: str | None = None,
     mattr: str | None = None,
+    precision: str | None = None,
 ) -> Compiled: ...
 
 
@@ -61,14 +64,16 @@ def compile(
     batches: Sequence[int] = (1,),
     mcpu: str | None = None,
     mattr: str | None = None,
+    precision: str | None = None,
 ) -> Compiled:
     """Compile a model with Apache TVM; what comes out saves itself as one .so, and runs if it is of "cpu".
 
     Args:
         target: what to compile for: "cpu" is this machine's processor; "arm:cortex-a72" is one of 64-bit ARM
             with Linux, "android:cortex-a76" with Android, by LLVM's names, "arm:cortex-a76+dotprod" with a
-            feature besides.
+            feature besides; "cuda:sm_80" is a GPU of NVIDIA by its architecture.
         mcpu, mattr: the processor of ``target`` "arm" or "android", and features such as "+dotprod,-sve".
+        precision: what the tensor cores of a GPU multiply, "tf32" by default or "fp16"; they add float32.
         threads: threads its kernels run on.
         database: the folder that `tune` fills: of each kernel the fastest known way is taken.
         batches: sizes to compile for of a batch whose size is known only at run time; a batch of another
@@ -80,9 +85,16 @@ def compile(
     Raises:
         UsageError: there is no such target or processor, or ``threads`` or a batch is not positive.
         BackendError: TVM is not installed, cannot take the model, or the model has no batch of that kind; or
-            there is no linker for the target.
+            there is no linker or assembler for the target.
     """
-    return _backend(target, threads, database, batches, mcpu, mattr).compile(model.proto)
+    gpu = _gpu(target, precision, threads, batches)
+    if gpu is None:
+        return _backend(target, threads, database, batches, mcpu, mattr).compile(model.proto)
+    if database is not None or mcpu or mattr:
+        raise UsageError(
+            f"kernels for {target} are not tuned and have no processor: give no more than --precision"
+        )
+    return gpu.compile(model.proto)
 
 
 def emulate(
@@ -111,6 +123,30 @@ def emulate(
     if not isinstance(backend, ArmBackend) or backend.processor.system != SYSTEMS["arm"]:
         raise UsageError(f"'{target}' cannot be emulated; choose a processor such as arm:cortex-a72")
     return [emulated(name, model.proto, backend) for name, model in models]
+
+
+def emulate_gpu(
+    models: Sequence[tuple[str, Model]], target: str, precision: str | None = None
+) -> list[EmulatedGpu]:
+    """Compile models for a GPU of NVIDIA, and run each once with its tensor cores emulated here.
+
+    Kernels on tensor cores run from the CUDA source that is assembled for the GPU; all others as this
+    machine's. Tells the difference from ONNX Runtime, and what kernels take: no times.
+
+    Args:
+        target, precision: as for `compile`.
+
+    Example:
+        ``emulate_gpu([("dense", dense), ("2:4", sparse)], "cuda:sm_80", "fp16")``
+
+    Raises:
+        UsageError: ``target`` is no GPU.
+        BackendError: TVM, nvcc or a C++ compiler is missing, or a model cannot be compiled.
+    """
+    backend = _gpu(target, precision, 1)
+    if backend is None:
+        raise UsageError(f"'{target}' is no GPU; choose an architecture such as cuda:sm_80")
+    return [emulated_gpu(name, model.proto, backend) for name, model in models]
 
 
 def tune(
@@ -190,11 +226,13 @@ def bench(
     against: str = "onnxruntime",
     threads: int = 1,
     database: str | Path | None = None,
+    precision: str | None = None,
 ) -> list[Timing]:
     """Time models compiled by TVM and in the runtime ``against``, interleaved on the same random inputs.
 
     Axes whose size is known only at run time have one position. Kernels are taken from ``database`` where it
-    knows them.
+    knows them. With a target such as "cuda:sm_80", which this machine must have, ``precision`` is as for
+    `compile`; inputs and results are copied each time.
 
     Example:
         ``bench([("dense", load("model.onnx")), ("pruned", load("smaller.onnx"))])``
@@ -203,7 +241,8 @@ def bench(
         UsageError: there is no such target or runtime, or ``threads`` is not positive.
         BackendError: TVM is not installed, or one of the runtimes cannot take a model.
     """
-    ours = _here(target, threads, database)
+    gpu = _gpu(target, precision, threads)
+    ours: Backend = _here(target, threads, database) if gpu is None else GpuBackend(gpu)
     if against != OnnxRuntimeBackend.name:
         raise UsageError(f"there is no runtime '{against}' to compare with; choose {OnnxRuntimeBackend.name}")
     backends: list[Backend] = [OnnxRuntimeBackend(threads), ours]
@@ -271,13 +310,34 @@ def _backend(
     processor = Processor.of(target, mcpu, mattr)
     if processor is not None:
         return ArmBackend(threads, database=folder, batches=tuple(batches), processor=processor)
+    if CudaBackend.architecture(target) is not None:
+        raise UsageError(
+            f"kernels for {target} can be compiled and emulated, but not tuned or timed by a tracker"
+        )
     if target != "cpu":
-        raise UsageError(f"there is no target '{target}'; choose cpu, or a processor such as arm:cortex-a72")
+        raise UsageError(
+            f"there is no target '{target}'; choose cpu, a processor such as arm:cortex-a72, or a GPU such as"
+            " cuda:sm_80"
+        )
     if mcpu or mattr:
         raise UsageError(
             "--mcpu and --mattr go with --target arm or android: cpu is this machine's processor"
         )
     return CpuBackend(threads, database=folder, batches=tuple(batches))
+
+
+def _gpu(
+    target: str, precision: str | None, threads: int, batches: Sequence[int] = (1,)
+) -> CudaBackend | None:
+    """The backend of a GPU; None where the target is none."""
+    arch = CudaBackend.architecture(target)
+    if arch is not None:
+        return CudaBackend(threads, batches=tuple(batches), arch=arch, precision=precision or PRECISIONS[0])
+    if precision is not None:
+        raise UsageError(
+            f"--precision goes with a GPU, such as --target cuda:sm_80; {target} computes in float32"
+        )
+    return None
 
 
 def _here(target: str, threads: int, database: str | Path | None) -> CpuBackend:

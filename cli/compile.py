@@ -16,10 +16,11 @@ from rich.table import Table
 from ..analysis.errors import UsageError
 from ..backends.artifact import Batch
 from ..backends.base import Kernel, Progress, SparseLayer
+from ..backends.cuda import CudaBackend, CudaCompiled
 from ..backends.library import description_path, weights_path
 from . import amounts, options
 from .app import app, examples
-from .devices import show_emulated, show_remote
+from .devices import show_assembled, show_emulated, show_emulated_gpu, show_remote
 from .show import ROWS, check_outputs, console, emit, grid, say, step
 
 TrackerAt = Annotated[
@@ -41,6 +42,7 @@ BatchSizes = Annotated[
         "compile smaller.onnx -o smaller.so --tune 5m --database tuned",
         "compile smaller.onnx -o smaller.so --batch 1,8",
         "compile smaller.onnx -o smaller.so --target arm:cortex-a72",
+        "compile sparse.onnx -o sparse.so --target cuda:sm_80 --precision fp16",
     ),
 )
 def compile_(
@@ -49,6 +51,7 @@ def compile_(
     target: options.Target = "cpu",
     mcpu: options.Mcpu = None,
     mattr: options.Mattr = None,
+    precision: options.Precision = None,
     threads: options.Threads = 1,
     tune: Annotated[
         str | None,
@@ -82,7 +85,7 @@ def compile_(
         if limit and folder is not None:
             _tune(loaded, folder, limit, target, threads, (tracker, key), batches, seconds)
         with step(seconds, "compile"):
-            artifact = api.compile(loaded, target, threads, folder, batches, mcpu, mattr)
+            artifact = api.compile(loaded, target, threads, folder, batches, mcpu, mattr, precision)
     with step(seconds, "save"):
         artifact.save(output, beside)
     size = output.stat().st_size
@@ -92,7 +95,10 @@ def compile_(
     if artifact.batch is not None:
         say(_batch_told(artifact.batch))
     if artifact.sparse:
-        _show_sparse(artifact.sparse)
+        _show_sparse(artifact.sparse, tunable=not isinstance(artifact, CudaCompiled))
+    assembled = artifact.assembled.kernels if isinstance(artifact, CudaCompiled) else ()
+    if assembled:
+        show_assembled(target, assembled)
     emit(
         json_,
         {
@@ -102,12 +108,13 @@ def compile_(
             "threads": threads,
             "batch": None if artifact.batch is None else asdict(artifact.batch),
             "sparse": [asdict(layer) for layer in artifact.sparse],
+            "assembled": [asdict(kernel) for kernel in assembled],
             "seconds": seconds,
         },
     )
 
 
-def _show_sparse(layers: Sequence[SparseLayer]) -> None:
+def _show_sparse(layers: Sequence[SparseLayer], tunable: bool) -> None:
     """Layers with zeros, and whether their kernels skip them."""
     table = grid("weight", "zeros", "skipped", "gain", title=f"{len(layers)} layers with zeros")
     for layer in layers[:ROWS]:
@@ -118,7 +125,7 @@ def _show_sparse(layers: Sequence[SparseLayer]) -> None:
     if len(layers) > ROWS:
         say(f"… and {len(layers) - ROWS} more: see --json")
     taken = sum(layer.sparse for layer in layers)
-    how = "" if all(layer.measured for layer in layers) else "; --tune measures it"
+    how = "; --tune measures it" if tunable and not all(layer.measured for layer in layers) else ""
     say(f"{taken} of {len(layers)} layers with zeros skip them{how}")
 
 
@@ -194,6 +201,7 @@ def _tune(
         "bench model.onnx smaller.onnx --against onnxruntime --threads 2 --json -",
         "bench model.onnx smaller.onnx --target arm:cortex-a72 --emulate",
         "bench model.onnx --target arm:cortex-a72 --tracker 192.168.1.2:9190 --key board",
+        "bench model.onnx sparse.onnx --target cuda:sm_80 --precision fp16 --emulate",
     )
 )
 def bench(
@@ -202,8 +210,12 @@ def bench(
     mcpu: options.Mcpu = None,
     mattr: options.Mattr = None,
     emulate: Annotated[
-        bool, typer.Option("--emulate", help="Count instructions of an ARM processor under QEMU: no times.")
+        bool,
+        typer.Option(
+            "--emulate", help="Run it here, checked, without times: on QEMU for ARM, tensor cores for CUDA."
+        ),
     ] = False,
+    precision: options.Precision = None,
     tracker: TrackerAt = None,
     key: Key = None,
     against: Annotated[
@@ -231,6 +243,13 @@ def bench(
         show_remote(remote)
         emit(json_, {"runs": [asdict(timing) for timing in remote], "seconds": seconds})
         return
+    if emulate and CudaBackend.architecture(target) is not None:
+        with step(seconds, "emulate"):
+            named = [(str(path), api.load(path)) for path in models]
+            run = api.emulate_gpu(named, target, precision)
+        show_emulated_gpu(run, kernels)
+        emit(json_, {"emulated": [asdict(each) for each in run], "seconds": seconds})
+        return
     if emulate:
         with step(seconds, "emulate"):
             named = [(str(path), api.load(path)) for path in models]
@@ -240,7 +259,7 @@ def bench(
         return
     with step(seconds, "bench"):
         loaded = [(str(path), api.load(path)) for path in models]
-        timings = api.bench(loaded, target, against, threads, database)
+        timings = api.bench(loaded, target, against, threads, database, precision)
     profiles = {}
     if kernels:
         with step(seconds, "profile"):

@@ -187,7 +187,15 @@ Weights = Annotated[
 Target = Annotated[
     str,
     typer.Option(
-        "--target", metavar="NAME", help="What to compile for: cpu is this machine's, arm:cortex-a72."
+        "--target",
+        metavar="NAME",
+        help="What to compile for: cpu is this machine's, arm:cortex-a72, cuda:sm_80.",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", metavar="NAME", help="What a GPU's tensor cores multiply: tf32 or fp16, for 2:4."
     ),
 ]
 Mcpu = Annotated[

@@ -174,10 +174,11 @@ def with_zeros(model: onnx.ModelProto, mask: Mask) -> onnx.ModelProto:
             found.setdefault(name, node.op_type == "Conv" or transposed)
     for name in list(found)[1:-1]:
         value = numpy_helper.to_array(weights[name])
-        matrix = value.reshape(len(value), -1) if found[name] else value.T
-        matrix = matrix * mask(rng, *matrix.shape)
-        value = np.ascontiguousarray(matrix if found[name] else matrix.T).reshape(value.shape)
-        weights[name].CopyFrom(numpy_helper.from_array(value, name))
+        # (outputs, taps, channels): a pattern runs along the channels of a tap.
+        rows = np.moveaxis(value, 1, -1) if found[name] else value.T
+        kept = mask(rng, len(rows), rows[0].size).reshape(rows.shape)
+        value = value * (np.moveaxis(kept, -1, 1) if found[name] else kept.T)
+        weights[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
     return model
 
 

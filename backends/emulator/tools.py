@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -18,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ...analysis.errors import BackendError, OnnxPruneError
+from ..command import run_command
 from ..processor import SYSTEMS, linker
 
 FOLDER = "ONNX_PRUNE_ARM"  # the variable that says where they are kept
@@ -92,8 +92,8 @@ def make() -> Path:
     loaded = ["-Wl,--no-as-needed", *libraries, "-Wl,-rpath,$ORIGIN"]
     compiler = list(linker(SYSTEMS["arm"]).command)
     source, runner = here / "runner.cc", folder / "runner"
-    _run([*compiler, "-std=c++17", "-O2", *includes, str(source), *loaded, "-o", str(runner)])
-    _run(["cc", "-O2", "-shared", "-fPIC", str(here / "counter.c"), "-o", str(folder / "counter.so")])
+    run_command([*compiler, "-std=c++17", "-O2", *includes, str(source), *loaded, "-o", str(runner)])
+    run_command(["cc", "-O2", "-shared", "-fPIC", str(here / "counter.c"), "-o", str(folder / "counter.so")])
     return folder
 
 
@@ -109,20 +109,11 @@ def _fetch(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as wheels:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         where = ["--no-deps", "--only-binary=:all:", "--platform", _PLATFORM, "--dest", wheels]
-        _run([*pip, *where, *wanted])
+        run_command([*pip, *where, *wanted])
         for wheel in Path(wheels).glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:
                 for name in set(_LIBRARIES) & set(archive.namelist()):
                     (folder / Path(name).name).write_bytes(archive.read(name))
-
-
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise BackendError(f"cannot run '{command[0]}': {error.strerror}") from None
-    if done.returncode:
-        raise BackendError(f"'{command[0]}' fails: {done.stderr.strip()[-500:]}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import tvm
 from tvm import tirx
@@ -30,12 +30,31 @@ def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:
     )
 
 
+class Steps(NamedTuple):
+    """What differs between kinds of processors, as passes of TVM.
+
+    Attributes:
+        kernels: from operators to kernels.
+        schedules: of kernels, with what was fused to them.
+        config: of TVM's own passes.
+    """
+
+    kernels: Any
+    schedules: Any
+    config: Mapping[str, Any]
+
+
+def processor_steps(choices: Choices) -> Steps:
+    """For what LLVM compiles for."""
+    return Steps(passes.PackedKernels(choices), passes.Schedules(), passes.CONFIG)
+
+
 @contextmanager
-def compiling(description: Mapping[str, Any]) -> Iterator[Any]:
+def compiling(description: Mapping[str, Any], config: Mapping[str, Any] = passes.CONFIG) -> Iterator[Any]:
     """TVM's target in whose scope passes run; whatever they raise is a BackendError."""
     target = tvm.target.Target(dict(description))
     try:
-        with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
+        with target, tvm.transform.PassContext(opt_level=3, config=dict(config)):
             yield target
     except Exception as error:  # passes raise whatever their parts raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -45,7 +64,7 @@ def compiling(description: Mapping[str, Any]) -> Iterator[Any]:
 def build(
     modules: Mapping[str, Any], description: Mapping[str, Any], choices: Choices | None = None
 ) -> Program:
-    """A VM executable of several functions, and the weights they take.
+    """A VM executable of several functions for a processor, and the weights they take.
 
     Args:
         modules: by the name the function gets, Relax modules as imported, each with one function, ``main``.
@@ -55,16 +74,24 @@ def build(
     Raises:
         BackendError: a module cannot be compiled.
     """
-    known = choices or Choices()
+    return built(modules, description, processor_steps(choices or Choices()))
+
+
+def built(modules: Mapping[str, Any], description: Mapping[str, Any], steps: Steps) -> Program:
+    """A VM executable of several functions by steps for a target, and the weights they take.
+
+    Raises:
+        BackendError: a module cannot be compiled.
+    """
     distinct, lowered, weights = Distinct(), {}, {}
     kernels: dict[str, tuple[str, float]] = {}
-    with compiling(description) as target:
+    with compiling(description, steps.config) as target:
         for name, module in modules.items():
             lifting = passes.LiftWeights(distinct)
-            fused = passes.fused(known)(module)
+            fused = passes.fused(steps.kernels)(module)
             kernels = kernels or described(fused)  # the names of the first module stay as they are
-            steps = [passes.kernels(), passes.Schedules(), lifting]
-            lowered[name] = tvm.transform.Sequential(steps)(fused)
+            rest = [passes.kernels(), steps.schedules, lifting]
+            lowered[name] = tvm.transform.Sequential(rest)(fused)
             weights[name] = lifting.used
         executable = tvm.compile(merge(lowered), target=target)
     return Program(executable, gathered(distinct.arrays), weights, kernels)
@@ -78,7 +105,7 @@ def workloads_of(module: Any, description: Mapping[str, Any]) -> Choices:
     """
     choices = Choices()
     with compiling(description):
-        passes.fused(choices)(module)
+        passes.fused(passes.PackedKernels(choices))(module)
     return choices
 
 

@@ -94,7 +94,7 @@ class Schedules:
         rules = [Sparse, Conv, ChunkedConv, Winograd, Depthwise, Gemm, Attention, Rows]
         rules += [Pool, Elementwise, Reduction]
         core, own = _core(), module.clone()  # which it writes into
-        return dlight.ApplyDefaultSchedule(*(_Safe(rule(core)) for rule in rules))(own)
+        return dlight.ApplyDefaultSchedule(*(Safe(rule(core)) for rule in rules))(own)
 
 
 @tvm.transform.module_pass(opt_level=0, name="onnx_prune.LiftWeights")
@@ -121,8 +121,12 @@ class LiftWeights:
         return lifted
 
 
-def fused(choices: Choices | None = None) -> Any:
-    """From operators as imported to functions of several kernels that become one."""
+def fused(kernels: Any) -> Any:
+    """From operators as imported to functions of several kernels that become one.
+
+    Args:
+        kernels: the pass that makes kernels of those that get one of ours.
+    """
     t = relax.transform
     return tvm.transform.Sequential(
         [
@@ -130,7 +134,7 @@ def fused(choices: Choices | None = None) -> Any:
             t.CanonicalizeBindings(),
             t.FoldConstant(),
             t.DeadCodeElimination(),
-            PackedKernels(choices),
+            kernels,
             t.LegalizeOps(),
             t.AnnotateTIROpPattern(),
             t.FoldConstant(),
@@ -156,7 +160,7 @@ def _target() -> Any:
     return tvm.target.Target.current(allow_none=True)
 
 
-class _Safe:
+class Safe:
     """A rule that passes on a function it cannot schedule: slow code is better than none."""
 
     def __init__(self, rule: Any) -> None:

@@ -27,7 +27,7 @@ def matmul(forms: Forms, var: Any, call: Any) -> bool:
     if left is None or right is None or len(left) < 2 or len(right) < 2:
         return False
     if len(right) == 2:
-        weights = _constant(forms, y)
+        weights = constant_matrix(forms, y)
         if weights is not None:
             forms.plain[var] = _by_constant(forms, x, weights, static_shape(var))
             return True
@@ -62,7 +62,7 @@ def _is_batched(call: Any) -> bool:
     return left[:-2] == right[:-2] and str(call.args[0].ty.dtype) == "float32"
 
 
-def _constant(forms: Forms, expression: Any) -> Any:
+def constant_matrix(forms: Forms, expression: Any) -> Any:
     """The value of a constant matrix, perhaps behind a transpose; None if it is not constant."""
     if isinstance(expression, Constant):
         return expression.value.numpy()

@@ -36,7 +36,7 @@ def profile(
         BackendError: the module cannot be compiled.
     """
     with build.compiling(target) as native:
-        fused = passes.fused(choices)(module)
+        fused = passes.fused(passes.PackedKernels(choices))(module)
         names = described(fused)
         steps = [passes.kernels(), passes.Schedules()]
         ready = tvm.transform.Sequential(steps)(fused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -17,7 +17,7 @@ from .forms import DESCRIPTION, FLOPS, Forms, static_shape
 from .schedules import conv
 from .schedules.sources import Image, Pixels, Tokens
 from .sparse import Sparse, pattern_of
-from .workloads import Convolution, Product, Skipped
+from .workloads import Convolution, Product
 
 FULL = 0.8  # density from which no kernel is asked whether it would skip
 
@@ -72,7 +72,22 @@ def _taken(
     return forms.builder.emit(relax.call_tir(variable, [forms.rebuild(x), *constants], shape))
 
 
-def told(layers: Iterable[Skipped], model: onnx.ModelProto) -> tuple[SparseLayer, ...]:
+class HasZeros(Protocol):
+    """A layer with zeros in its weights; see `Skipped`."""
+
+    @property
+    def weights(self) -> NDArray[Any]: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def taken(self) -> bool: ...
+    @property
+    def gain(self) -> float: ...
+    @property
+    def measured(self) -> bool: ...
+
+
+def told(layers: Iterable[HasZeros], model: onnx.ModelProto) -> tuple[SparseLayer, ...]:
     """Layers with the names that their weights have in the model."""
     layers, names = list(layers), {}
     for tensor in model.graph.initializer if layers else ():
@@ -82,7 +97,7 @@ def told(layers: Iterable[Skipped], model: onnx.ModelProto) -> tuple[SparseLayer
     return tuple(
         SparseLayer(
             weight=names.get(_digest(layer.weights)),
-            kernel=layer.sparse.description,
+            kernel=layer.description,
             density=float(np.count_nonzero(layer.weights)) / layer.weights.size,
             sparse=layer.taken,
             gain=layer.gain,

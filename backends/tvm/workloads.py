@@ -395,6 +395,11 @@ class Skipped:
     gain: float
     measured: bool
 
+    @property
+    def description(self) -> str:
+        """Of the kernel that skips them."""
+        return self.sparse.description
+
 
 @dataclass
 class Choices:
