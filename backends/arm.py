@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import onnx
 
-from .artifact import Compiled
-from .compiler import ProcessorCompiler
+from ..analysis.errors import UsageError
+from .artifact import Compiled, require_tvm
+from .base import Progress
+from .compiler import ProcessorCompiler, imported
 from .processor import Linker, Processor, linker
+from .quiet import native_log_hidden
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,30 @@ class ArmBackend(ProcessorCompiler):
 
     def linker(self) -> Linker:
         return linker(self.processor.system)
+
+    def tune_emulated(
+        self,
+        model: onnx.ModelProto,
+        seconds: float,
+        progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> Progress:
+        """Compare ways to compute the kernels of ``model`` under QEMU for so long, into the database.
+
+        Costs are cycles as llvm-mca estimates them, or instructions; compiling takes them where nothing was
+        measured.
+
+        Raises:
+            UsageError: there is no database.
+            BackendError: a tool is missing, or TVM cannot take the model.
+        """
+        if self.database is None:
+            raise UsageError("tuning needs a database to keep what it finds")
+        require_tvm()
+        from .emulator import tune
+
+        with native_log_hidden():
+            modules = [imported(model, dims) for dims in self._functions(self._batch(model)).values()]
+            return tune.tune(modules, self.target(), self.database, seconds, progress)
 
     def compile(self, model: onnx.ModelProto) -> Compiled:
         """Machine code and weights of ``model``, for one set of sizes; `Compiled.save` links it.

@@ -37,6 +37,7 @@ class Progress:
     Attributes:
         done, total: kernels; those that were known before are not counted.
         before, after: milliseconds of the kernels done in a run of the model, by default and as found.
+        unit: what these are instead, where nothing was timed.
         stopped: why it ended with kernels and time left.
     """
 
@@ -45,6 +46,7 @@ class Progress:
     before: float
     after: float
     stopped: str | None = None
+    unit: str = "ms"
 
     def with_kernel(self, before: float, after: float) -> Progress:
         """One kernel further, with milliseconds of it in a run of the model; none where its default fails."""

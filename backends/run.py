@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, TypeGuard, overload
 
 from ..analysis.errors import UsageError
 from ..analysis.model import Model
@@ -120,7 +120,7 @@ def emulate(
         BackendError: TVM, QEMU or another tool is missing, or a model cannot be compiled or run.
     """
     backend = _backend(target, 1, database, (1,), mcpu, mattr)
-    if not isinstance(backend, ArmBackend) or backend.processor.system != SYSTEMS["arm"]:
+    if not _emulable(backend):
         raise UsageError(f"'{target}' cannot be emulated; choose a processor such as arm:cortex-a72")
     return [emulated(name, model.proto, backend) for name, model in models]
 
@@ -159,6 +159,7 @@ def tune(
     tracker: str | None = None,
     key: str | None = None,
     batches: Sequence[int] = (1,),
+    emulate: bool = False,
 ) -> Progress:
     """Time the kernels of a model in several ways each, and keep the fastest in a database.
 
@@ -171,6 +172,8 @@ def tune(
         tracker: HOST:PORT of a tracker of TVM's RPC: the devices that it has with ``key`` time the kernels,
             as many at once as there are. They must be what ``target`` says.
         batches: sizes of the batch, as for `compile`.
+        emulate: compare kernels for a processor of 64-bit ARM under QEMU, by cycles that llvm-mca estimates:
+            no times, and taken where nothing was timed.
 
     Example:
         ``tune(model, "tuned", seconds=60)``, then ``compile(model, database="tuned")``
@@ -183,6 +186,10 @@ def tune(
     backend = _backend(target, threads, database, batches)
     if (tracker is None) != (key is None):
         raise UsageError("a tracker and the key of its devices go together: give both or none")
+    if emulate:
+        if tracker is not None or not _emulable(backend):
+            raise UsageError(f"'{target}' cannot be emulated; choose a processor such as arm:cortex-a72")
+        return backend.tune_emulated(model.proto, seconds, progress)
     if tracker is None and not isinstance(backend, CpuBackend):
         raise UsageError(f"kernels for {target} cannot be timed here: give a tracker of such devices")
     lender = None if tracker is None or key is None else Tracker.of(tracker, key)
@@ -324,6 +331,10 @@ def _backend(
             "--mcpu and --mattr go with --target arm or android: cpu is this machine's processor"
         )
     return CpuBackend(threads, database=folder, batches=tuple(batches))
+
+
+def _emulable(backend: CpuBackend | ArmBackend) -> TypeGuard[ArmBackend]:
+    return isinstance(backend, ArmBackend) and backend.processor.system == SYSTEMS["arm"]
 
 
 def _gpu(

@@ -140,6 +140,7 @@ def _batch_told(batch: Batch) -> str:
     epilog=examples(
         "tune model.onnx --database tuned --time 5m",
         "tune model.onnx --database tuned --tracker 192.168.1.2:9190 --key zen3",
+        "tune model.onnx --database tuned --target arm:cortex-a72 --emulate",
     )
 )
 def tune(
@@ -152,6 +153,10 @@ def tune(
     threads: options.Threads = 1,
     tracker: TrackerAt = None,
     key: Key = None,
+    emulate: Annotated[
+        bool,
+        typer.Option("--emulate", help="Compare kernels for ARM under QEMU, by estimated cycles: no times."),
+    ] = False,
     batch: BatchSizes = "1",
     json_: options.Json = None,
 ) -> None:
@@ -162,7 +167,7 @@ def tune(
     with step(seconds, "load"):
         loaded = api.load(model)
     batches = amounts.counts(batch, "--batch")
-    found = _tune(loaded, database, limit, target, threads, (tracker, key), batches, seconds)
+    found = _tune(loaded, database, limit, target, threads, (tracker, key), batches, seconds, emulate)
     emit(json_, {"database": str(database), **asdict(found), "seconds": seconds})
 
 
@@ -175,24 +180,26 @@ def _tune(
     farm: tuple[str | None, str | None],
     batches: Sequence[int],
     seconds: dict[str, float],
+    emulate: bool = False,
 ) -> Progress:
     with step(seconds, "tune") as status:
 
         def show(progress: Progress) -> None:
-            gain = f": {progress.before:.3f} ms became {progress.after:.3f} ms" if progress.done else ""
+            gain = f": {_gain(progress)}" if progress.done else ""
             status.update(f"tune kernel {progress.done + 1} of {progress.total}{gain}")
 
-        found = api.tune(model, database, limit, target, threads, show, *farm, batches)
+        found = api.tune(model, database, limit, target, threads, show, *farm, batches, emulate)
     if found.total:
-        say(
-            f"tuned {found.done} of {found.total} kernels: {found.before:.3f} ms of them became"
-            f" {found.after:.3f} ms; kept in {database}"
-        )
+        say(f"tuned {found.done} of {found.total} kernels: {_gain(found)}; kept in {database}")
     else:
         say(f"all kernels are known in {database}")
     if found.stopped:
         say(f"it ended early: {found.stopped}")
     return found
+
+
+def _gain(progress: Progress) -> str:
+    return f"{progress.before:.3f} {progress.unit} became {progress.after:.3f}"
 
 
 @app.command(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx_prune import BackendError, UsageError, compile, emulate, load, prune
+from onnx_prune import BackendError, UsageError, compile, emulate, load, prune, tune
 from onnx_prune.analysis.errors import OnnxPruneError
 from onnx_prune.backends.artifact import load_artifact
 from onnx_prune.backends.processor import ANDROID_LINKER, Processor, linker
@@ -230,3 +230,44 @@ def test_the_command(tmp_path: Path) -> None:
     refused = run("bench", model, "--target", "arm:cortex-a72")
     assert_one_line(refused)
     assert "--emulate" in refused.stderr
+
+
+@needs_qemu
+def test_kernels_are_compared_without_the_hardware(tmp_path: Path) -> None:
+    """What they cost in emulation is kept, and taken where nothing was measured."""
+    from onnx_prune import Model, save
+    from onnx_prune.backends.arm import ArmBackend
+    from onnx_prune.backends.tvm import build, frontend
+    from onnx_prune.backends.tvm.database import Database
+    from onnx_prune.backends.tvm.workloads import key
+
+    net, database, target = Net(1, 96, 4, 4), tmp_path / "tuned", "arm:cortex-a72"
+    model = net.model(net.conv("x", 96, 40, 1))
+    save(Model(model), tmp_path / "m.onnx")
+    done = run("tune", tmp_path / "m.onnx", "--database", database, "--target", target, "--emulate")
+    assert done.returncode == 0, done.stderr
+    assert "tuned 1 of 1 kernels" in done.stderr and "estimated" in done.stderr
+    assert " ms" not in done.stderr
+    processor = Processor.of(target)
+    assert processor is not None
+    backend = ArmBackend(processor=processor)
+    ((name, found),) = Database(database).best(backend.target()).items()
+    assert found.estimated
+    before, after = (emulate([("m", Model(model))], target, database=d)[0] for d in (None, database))
+    assert after.error < TOLERANCE
+    assert (after.cycles or after.instructions) <= (before.cycles or before.instructions)
+    again = run("tune", tmp_path / "m.onnx", "--database", database, "--target", target, "--emulate")
+    assert "all kernels are known" in again.stderr
+    # A time counts for more, even a longer one.
+    choices = build.workloads_of(frontend.import_model(frontend.static(model, {})), backend.target())
+    ((workload, _),) = choices.seen.items()
+    other = next(choice for choice in choices.options(workload) if choice != found.choice)
+    Database(database).add(workload, choices.far, other, 1.0, backend.target())
+    measured = Database(database).best(backend.target())[key(workload, choices.far)]
+    assert key(workload, choices.far) == name and measured.choice == other and not measured.estimated
+
+
+@pytest.mark.parametrize("target", ["cpu", "android:cortex-a76"])
+def test_what_cannot_be_compared_in_emulation_is_told(target: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be emulated"):
+        tune(load(FOLDER / "digits_vit.onnx"), tmp_path, 1, target, emulate=True)

@@ -20,6 +20,7 @@ from .machine import core_of
 from .workloads import Choice, Measured, Workload, key, scheduled
 
 _WORKLOAD, _CHOICE = "onnx_prune.workload", "onnx_prune.choice"
+_ESTIMATED = "onnx_prune.estimated"  # what seconds are where they are none, such as cycles of an emulation
 
 
 class Database:
@@ -40,7 +41,10 @@ class Database:
             raise BackendError(f"cannot open the database '{folder}': {first_line(error)}") from error
 
     def best(self, target: Mapping[str, Any]) -> dict[str, Measured]:
-        """The fastest choice of each workload by its `workloads.key`, as measured on a target."""
+        """The fastest choice of each workload by its `workloads.key`, on a target.
+
+        What was estimated counts where nothing was measured.
+        """
         wanted = str(tvm.target.Target(dict(target)))
         found: dict[str, Measured] = {}
         for record in self._records.get_all_tuning_records():
@@ -49,18 +53,33 @@ class Database:
                 continue
             name = str(attributes[_WORKLOAD])
             seconds = min(float(second) for second in record.run_secs)
-            if name not in found or seconds < found[name].seconds:
-                found[name] = Measured(tuple(json.loads(str(attributes[_CHOICE]))), seconds)
+            choice = tuple(json.loads(str(attributes[_CHOICE])))
+            new = Measured(choice, seconds, _ESTIMATED in attributes)
+            old = found.get(name)
+            if old is None or (new.estimated, new.seconds) < (old.estimated, old.seconds):
+                found[name] = new
         return found
 
     def add(
-        self, workload: Workload, far: bool, choice: Choice, seconds: float, target: Mapping[str, Any]
+        self,
+        workload: Workload,
+        far: bool,
+        choice: Choice,
+        seconds: float,
+        target: Mapping[str, Any],
+        estimated: str | None = None,
     ) -> None:
-        """A time of a kernel on a target."""
+        """A time of a kernel on a target.
+
+        Args:
+            estimated: what ``seconds`` are, if it is no time.
+        """
         wanted = tvm.target.Target(dict(target))
         core = core_of(wanted)
         function = workload.function(choice, core).with_attr(_WORKLOAD, key(workload, far))
         function = function.with_attr(_CHOICE, json.dumps(choice))
+        if estimated is not None:
+            function = function.with_attr(_ESTIMATED, estimated)
         module = tvm.IRModule({"main": function})
         with wanted:
             schedule = scheduled(workload, module, core)

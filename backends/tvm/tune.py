@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from statistics import median
@@ -60,14 +60,8 @@ def tune(
         devices: that time kernels, each another one at a time. Where there is none any more it ends.
     """
     end = time.monotonic() + seconds
-    known = database.best(target)
-    found = [workloads_of(module, target) for module in modules]
-    far = any(each.far for each in found)
-    options = replace(found[0], far=far).options
-    seen = sum((each.seen for each in found), Counter[Workload]())
-    several = [(w, calls) for w, calls in seen.items() if len(options(w)) > 1]
-    waiting = [(w, calls) for w, calls in several if key(w, far) not in known]
-    waiting.sort(key=lambda each: each[0].flops * each[1])  # the most work is taken first, from the end
+    known = {name for name, best in database.best(target).items() if not best.estimated}
+    waiting, options, far = open_questions(modules, target, known)
     progress = Progress(0, len(waiting), 0.0, 0.0)
     idle = [Trials(target, BETWEEN[far], device) for device in devices]
     everywhere, running = tuple(idle), dict[Future[_Tuned | None], _Job]()
@@ -97,6 +91,23 @@ def tune(
             for trials in everywhere:
                 trials.close()
     return progress if waiting and not idle else replace(progress, stopped=None)
+
+
+def open_questions(
+    modules: Sequence[Any], target: Mapping[str, Any], known: Container[str]
+) -> tuple[list[tuple[Workload, int]], Callable[[Workload], Sequence[Choice]], bool]:
+    """Kernels of modules with several ways to compute them, and how often each is called, the most work last;
+    the ways of one; and whether weights are more than the last cache holds.
+
+    Args:
+        known: keys of kernels that are left out.
+    """
+    found = [workloads_of(module, target) for module in modules]
+    far = any(each.far for each in found)
+    options = replace(found[0], far=far).options
+    seen = sum((each.seen for each in found), Counter[Workload]())
+    waiting = [(w, n) for w, n in seen.items() if len(options(w)) > 1 and key(w, far) not in known]
+    return sorted(waiting, key=lambda each: each[0].flops * each[1]), options, far
 
 
 def _tuned(workload: Workload, choices: Sequence[Choice], trials: Trials, end: float) -> _Tuned | None:

@@ -372,10 +372,15 @@ def key(workload: Workload, far: bool) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """The fastest choice that was measured of a workload, and seconds of a call."""
+    """The fastest choice that is known of a workload, and seconds of a call.
+
+    Attributes:
+        estimated: whether these are no times, but costs on an emulated processor.
+    """
 
     choice: Choice
     seconds: float
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -439,11 +444,12 @@ class Choices:
         """
         times = [self.known.get(key(workload, self.far)) for workload in (dense, sparse)]
         choices = [self._best(workload) for workload in (dense, sparse)]
-        if times[0] is not None and times[1] is not None:
-            gain, measured = times[0].seconds / times[1].seconds, True
+        before, after = times
+        if before is not None and after is not None and before.estimated == after.estimated:
+            gain, measured = before.seconds / after.seconds, not before.estimated
         else:
-            before = dense.cycles(choices[0], self.core, self.far)
-            gain, measured = before / sparse.cycles(choices[1], self.core, self.far), False
+            guess = dense.cycles(choices[0], self.core, self.far)
+            gain, measured = guess / sparse.cycles(choices[1], self.core, self.far), False
         taken = gain > (1.0 if measured else _SURELY)
         self.seen[dense if taken else sparse] += 1
         self.layers.append(Skipped(weights, sparse, dense, taken, gain, measured))
