@@ -136,6 +136,7 @@ def products(zeros: Zeros) -> onnx.ModelProto:
         wide.product(pattern(50, 76))
     wide.product(zeros.two_of_four(130, 76))
     wide.product(zeros.all(1, 76))
+    wide.product(zeros.all(8, 76) * 2.0**17)  # more than half precision holds
     return wide.model()
 
 

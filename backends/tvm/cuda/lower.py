@@ -16,11 +16,12 @@ from ..packed import four, pair
 from ..plain import constant_matrix
 from ..schedules.conv import Window
 from ..workloads import Choices
-from .fragments import Precision
+from .fragments import TF32, Precision
 from .gpu import Gpu
 from .product import Layer, Zeros, forms, packed
 from .reading import Patches, Reading, Rows
 
+_INDICES = 1 << 31  # that kernels count to
 _FEW = 8  # positions below which reading weights takes the time, and a row of sums needs no tensor core
 
 
@@ -88,9 +89,10 @@ class Lowering:
     def _taken(
         self, made: Forms, x: Any, source: Reading, matrix: NDArray[Any], weights: NDArray[Any]
     ) -> Any:
-        if source.positions < _FEW:
+        if source.positions < _FEW or math.prod(source.shape) > _INDICES:
             return None
-        layers = forms(source, weights, matrix, self.precision)
+        precision = self.precision if np.isfinite(self.precision.rounded(matrix)).all() else TF32
+        layers = forms(source, weights, matrix, precision)
         layer = min(layers, key=self._cycles)
         if not weights.all():
             dense, *others = layers
