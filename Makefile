@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports arm-setup arm-counts cuda-kernels test-gpu clean
+.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports arm-setup arm-counts arm-rpc cuda-kernels test-gpu clean
 
 install: .venv/.installed
 
@@ -55,6 +55,10 @@ arm-setup: .venv/.installed
 arm-counts: arm-setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,arm,peers]'
 	$(BIN)/python tools/arm_table.py
+
+# Slow: models on a server of TVM's RPC for 64-bit ARM, which runs under QEMU; needs Debian's packages.
+arm-rpc: arm-setup
+	$(BIN)/python tools/arm_rpc.py
 
 # Slow: nets compiled for GPUs, their tensor cores emulated; the table goes to docs/cuda_kernels.md.
 cuda-kernels: .venv/.tested
