@@ -253,11 +253,9 @@ def test_kernels_are_compared_without_the_hardware(tmp_path: Path) -> None:
     backend = ArmBackend(processor=processor)
     ((name, found),) = Database(database).best(backend.target()).items()
     assert found.estimated
-    before, after = (emulate([("m", Model(model))], target, database=d)[0] for d in (None, database))
-    assert after.error < TOLERANCE
-    assert (after.cycles or after.instructions) <= (before.cycles or before.instructions)
-    again = run("tune", tmp_path / "m.onnx", "--database", database, "--target", target, "--emulate")
-    assert "all kernels are known" in again.stderr
+    (compiled,) = emulate([("m", Model(model))], target, database=database)
+    assert compiled.error < TOLERANCE
+    assert not tune(Model(model), database, 60, target, emulate=True).total  # all kernels are known
     # A time counts for more, even a longer one.
     choices = build.workloads_of(frontend.import_model(frontend.static(model, {})), backend.target())
     ((workload, _),) = choices.seen.items()
