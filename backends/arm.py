@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 import onnx
 
-from ..analysis.errors import UsageError
-from .artifact import Compiled, require_tvm
+from .artifact import Compiled
 from .base import Progress
-from .compiler import ProcessorCompiler, imported
+from .compiler import ProcessorCompiler
 from .processor import Linker, Processor, linker
 from .quiet import native_log_hidden
 
@@ -50,14 +49,11 @@ class ArmBackend(ProcessorCompiler):
             UsageError: there is no database.
             BackendError: a tool is missing, or TVM cannot take the model.
         """
-        if self.database is None:
-            raise UsageError("tuning needs a database to keep what it finds")
-        require_tvm()
+        folder = self.to_tune()
         from .emulator import tune
 
         with native_log_hidden():
-            modules = [imported(model, dims) for dims in self._functions(self._batch(model)).values()]
-            return tune.tune(modules, self.target(), self.database, seconds, progress)
+            return tune.tune(self.modules(model), self.target(), folder, seconds, progress)
 
     def compile(self, model: onnx.ModelProto) -> Compiled:
         """Machine code and weights of ``model``, for one set of sizes; `Compiled.save` links it.

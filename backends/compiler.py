@@ -174,9 +174,7 @@ class ProcessorCompiler(Compiler):
             BackendError: TVM is not installed, or cannot take the model; or the tracker does not answer, or
                 has no such device.
         """
-        if self.database is None:
-            raise UsageError("tuning needs a database to keep what it finds")
-        require_tvm()
+        folder = self.to_tune()
         from .tvm import tune
         from .tvm.database import Database
         from .tvm.devices import Device, Here, Lent
@@ -185,8 +183,28 @@ class ProcessorCompiler(Compiler):
             [Here()] if tracker is None else [Lent(tracker, self.linker())] * tracker.devices()
         )
         with native_log_hidden():
-            modules = [imported(model, dims) for dims in self._functions(self._batch(model)).values()]
-            return tune.tune(modules, self.target(), Database(self.database), seconds, progress, devices)
+            modules = self.modules(model)
+            return tune.tune(modules, self.target(), Database(folder), seconds, progress, devices)
+
+    def to_tune(self) -> Path:
+        """The folder of the database.
+
+        Raises:
+            UsageError: there is no database.
+            BackendError: TVM is not installed.
+        """
+        if self.database is None:
+            raise UsageError("tuning needs a database to keep what it finds")
+        require_tvm()
+        return self.database
+
+    def modules(self, model: onnx.ModelProto) -> list[Any]:
+        """The modules of a model, one for each size of the batch.
+
+        Raises:
+            BackendError: TVM cannot take the model.
+        """
+        return [imported(model, dims) for dims in self._functions(self._batch(model)).values()]
 
     def kernels(self, model: onnx.ModelProto) -> tuple[list[Call], int]:
         """The kernels of ``model`` that a latency table tells the times of, and bytes of its weights.

@@ -34,7 +34,7 @@ class CudaBackend(Compiler):
     """
 
     arch: str = field(kw_only=True)
-    precision: str = field(kw_only=True, default="tf32")
+    precision: str = field(kw_only=True, default=PRECISIONS[0])
     name: ClassVar[str] = "tvm"
 
     def __post_init__(self) -> None:
@@ -73,10 +73,10 @@ class CudaBackend(Compiler):
 
     def lowered(self, modules: Mapping[str, Any], target: Mapping[str, Any]) -> Lowered:
         from .tvm import build
-        from .tvm.cuda.passes import CONFIG, GpuSchedules
+        from .tvm.cuda.passes import GpuSchedules
 
         cores = self.tensor_cores()
-        program = build.built(modules, target, build.Steps(cores, GpuSchedules(), CONFIG))
+        program = build.built(modules, target, build.Steps(cores, GpuSchedules()))
         return Lowered(program, cores.layers)
 
     def tensor_cores(self) -> TensorCores:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+from cuda_table import blocks, two_of_four
 from onnx_prune.backends.cuda import CudaBackend
 from onnx_prune.backends.tvm.cuda.fragments import FP16
 from onnx_prune.backends.tvm.cuda.gpu import GPUS
@@ -30,8 +31,6 @@ ROUNDS, CALLS = 20, 50
 
 
 def masks() -> dict[str, tuple[Form, Mask]]:
-    from cuda_table import blocks, two_of_four
-
     return {
         "dense": (Form("dense", FP16), lambda rng, outputs, columns: np.ones((outputs, columns), bool)),
         "2:4": (Form("two_of_four", FP16), two_of_four),

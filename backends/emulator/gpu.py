@@ -20,7 +20,6 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from ...analysis.errors import BackendError
 from ..command import run_command
 from ..tvm.cuda.assemble import source_of
-from ..tvm.cuda.passes import CONFIG
 from ..tvm.cuda.tensor_core import BLOCK, TensorCore
 from ..tvm.passes import Safe
 from ..tvm.schedules.common import Core
@@ -126,7 +125,7 @@ class EmulatedKernels:
             grids[name] = _grid(schedule)
         if not kernels:
             return module
-        with tvm.transform.PassContext(opt_level=3, config=CONFIG):
+        with tvm.transform.PassContext(opt_level=3):
             program = Emulated(source_of(tvm.compile(tvm.IRModule(kernels), target=self.target)))
         for name, function in kernels.items():
             launch = self._launcher(program, function, name, grids[name])
@@ -144,7 +143,7 @@ class EmulatedKernels:
         names = [f"{parameter.name}_ptr" for parameter in function.params]
 
         def launch(*arguments: Any) -> None:
-            arrays = {name: np.from_dlpack(value) for name, value in zip(names, arguments, strict=True)}
+            arrays = dict(zip(names, map(np.from_dlpack, arguments), strict=True))
             program.launch(f"{name}_kernel", arrays, grid, self.seed)
 
         return launch

@@ -81,7 +81,7 @@ def run_emulated(
     fixed, host = frontend.static(model, {}), host_target(1)
     kernels = EmulatedKernels(backend.target(), seed)
     with native_log_hidden():
-        steps = build.Steps(backend.tensor_cores(), kernels, {})
+        steps = build.Steps(backend.tensor_cores(), kernels)
         program = build.built({"main": frontend.import_model(fixed)}, host, steps)
     got = CpuArtifact(program, *signature(fixed), host).run(feeds)
     return got, tuple(kernels.kernels)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
 
-from ...analysis.errors import BackendError
 from ...passes.execute import random_inputs
 from ...passes.verify import worst_error
 from ..arm import ArmBackend
@@ -91,8 +89,6 @@ def emulated(name: str, model: onnx.ModelProto, backend: ArmBackend, cpu: str | 
             lacks.
     """
     require_tvm()
-    if find_spec("elftools") is None:
-        raise BackendError("pyelftools is not installed: pip install 'onnx-prune[arm]'")
     from .counts import counted
 
     tools, scheduler = find(), Model.find()

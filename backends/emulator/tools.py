@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...analysis.errors import BackendError, OnnxPruneError
@@ -61,6 +62,8 @@ def find() -> Tools:
     Raises:
         BackendError: some are missing; says which, and how to get them.
     """
+    if find_spec("elftools") is None:
+        raise BackendError("pyelftools is not installed: pip install 'onnx-prune[arm]'")
     qemu = shutil.which(_QEMU)
     if qemu is None:
         raise BackendError(f"there is no {_QEMU}: install Debian's qemu-user, then {_HINT}")

@@ -19,9 +19,10 @@ from tvm import relax
 from ..artifact import Compiled
 from ..base import TensorSpec
 from ..tvm import passes
-from ..tvm.machine import core_of
+from ..tvm.build import scheduled_kernel
+from ..tvm.devices import array_of
 from ..tvm.sparse import Operand
-from ..tvm.workloads import Choice, Workload, scheduled
+from ..tvm.workloads import Choice, Workload
 from ..weights import Program, gathered
 from .counts import counted
 from .cycles import Model
@@ -79,11 +80,9 @@ class Emulation:
 
 def _kernel(workload: Workload, choice: Choice, target: Any) -> tuple[Any, list[Operand]] | None:
     """A scheduled kernel and what it takes; None where TVM's passes take it for no way to compute it."""
-    core = core_of(target)
     try:
-        with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
-            schedule = scheduled(workload, workload.function(choice, core), core)
-        return schedule.mod["main"], workload.operands(choice)
+        module = scheduled_kernel(workload, choice, target)
+        return module["main"].without_attr("global_symbol"), workload.operands(choice)
     except Exception:  # whatever they raise
         return None
 
@@ -99,7 +98,7 @@ def _program(
     for name, (_, operands) in kernels.items():
         arguments[name] = []
         for n, operand in enumerate(operands[:-1]):
-            array = rng.standard_normal(operand, np.float32) if isinstance(operand, tuple) else operand
+            array = array_of(rng, operand)
             variable = relax.Var(f"{name}_{n}", relax.TensorType(array.shape, array.dtype.name))
             feeds[f"{name}_{n}"] = array
             arguments[name].append(variable)
@@ -107,7 +106,7 @@ def _program(
         with builder.dataflow():
             made = []
             for name, (kernel, _) in kernels.items():
-                variable = builder.add_func(kernel.without_attr("global_symbol"), name)
+                variable = builder.add_func(kernel, name)
                 shape = relax.TensorType(shapes[name], "float32")
                 made.append(builder.emit(relax.call_tir(variable, arguments[name], shape)))
             result = builder.emit_output(relax.Tuple(made))

@@ -41,7 +41,7 @@ class Steps(NamedTuple):
 
     kernels: Any
     schedules: Any
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = {}
 
 
 def processor_steps(choices: Choices) -> Steps:
@@ -114,8 +114,14 @@ def kernel_of(
 ) -> tuple[Any, list[Operand]]:
     """A compiled kernel by itself, as function ``main``, and what it takes, the result last."""
     target = tvm.target.Target(dict(description))
+    module = scheduled_kernel(workload, choice, target)
+    with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
+        return tvm.compile(module, target=target), workload.operands(choice)
+
+
+def scheduled_kernel(workload: Workload, choice: Choice, target: Any) -> Any:
+    """A module with a kernel for a target of TVM as function ``main``."""
     core = core_of(target)
     function = workload.function(choice, core).with_attr("global_symbol", "main")
     with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
-        schedule = scheduled(workload, function, core)
-        return tvm.compile(schedule.mod, target=target), workload.operands(choice)
+        return scheduled(workload, function, core).mod

@@ -99,7 +99,7 @@ class _HereSession:
         return kernel.jit()
 
     def tensor(self, operand: Operand) -> Any:
-        return tvm.runtime.tensor(_array(self._rng, operand))
+        return tvm.runtime.tensor(array_of(self._rng, operand))
 
 
 class _LentSession:
@@ -124,11 +124,11 @@ class _LentSession:
 
     def tensor(self, operand: Operand) -> Any:
         if self._fill is None or not isinstance(operand, tuple):
-            return tvm.runtime.tensor(_array(self._rng, operand), self.device)
+            return tvm.runtime.tensor(array_of(self._rng, operand), self.device)
         made = tvm.runtime.empty(operand, "float32", self.device)
         self._fill(made)
         return made
 
 
-def _array(rng: np.random.Generator, operand: Operand) -> NDArray[Any]:
+def array_of(rng: np.random.Generator, operand: Operand) -> NDArray[Any]:
     return rng.standard_normal(operand, np.float32) if isinstance(operand, tuple) else operand

@@ -11,7 +11,7 @@ import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ from tvm.runtime import _ffi_api
 
 from ....analysis.errors import BackendError
 from ...command import run_command
+from ...library import Packing
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _USED = re.compile(r"Used (\d+) registers")
@@ -115,7 +116,7 @@ def _resources(told: str) -> tuple[Resources, ...]:
     return tuple(sorted(found, key=lambda each: each.kernel))
 
 
-def packing(assembled: Assembled, command: Sequence[str]) -> Callable[[Any, bool, str, str], str]:
+def packing(assembled: Assembled, command: Sequence[str]) -> Packing:
     """How TVM's ``export_library`` is to pack what a library brings along: with machine code for its source.
 
     Args:

@@ -21,7 +21,7 @@ from ..schedules.common import ceil_div
 ROWS = 16  # of a fragment
 WARP = 32
 _WORDS, _GROUPS, _PAIRS = 8, 8, 4  # words of a fragment's rows; rows and columns that threads stand in
-_ROUND, _KEPT = 0x1000, 0xFFFFE000  # half of the last bit that tf32 has of a float, and the bits that it has
+ROUND, KEPT = 0x1000, 0xFFFFE000  # half of the last bit that tf32 has of a float, and the bits that it has
 
 Words = NDArray[np.uint32]
 _KEPT_OF_FOUR = 2
@@ -52,7 +52,7 @@ class Precision:
             with np.errstate(over="ignore"):
                 return values.astype(np.float16)
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        return ((bits + np.uint32(_ROUND)) & np.uint32(_KEPT)).view(np.float32)
+        return ((bits + np.uint32(ROUND)) & np.uint32(KEPT)).view(np.float32)
 
 
 FP16 = Precision("float16", "float16", 8)

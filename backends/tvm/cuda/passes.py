@@ -20,8 +20,6 @@ from .lower import Lowering
 from .product import Zeros
 from .tensor_core import TensorCore
 
-CONFIG: dict[str, Any] = {}  # of TVM's own passes
-
 
 @tvm.transform.module_pass(opt_level=0, name="onnx_prune.TensorCores")
 class TensorCores:

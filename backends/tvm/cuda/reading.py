@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from ..schedules.common import ceil_div, joined
+from ..schedules.common import ceil_div, i32, joined
 from ..schedules.conv import Window
 
 RUN = 8  # columns that belong to one tap of a window, at least where channels come last
@@ -132,14 +132,14 @@ class Patches:
         return tirx.all(*conditions)
 
     def place(self, column: Any, position: Any) -> list[Any]:
-        return [tirx.floordiv(position, _i32(math.prod(self.out))), *self._read(column, position)]
+        return [tirx.floordiv(position, i32(math.prod(self.out))), *self._read(column, position)]
 
     def _read(self, column: Any, position: Any) -> tuple[Any, Any, Any]:
         window, taps = self.window, math.prod(self.window.kernel)
         if self.taps_first:
-            tap, channel = tirx.floordiv(column, _i32(self.run)), tirx.floormod(column, _i32(self.run))
+            tap, channel = tirx.floordiv(column, i32(self.run)), tirx.floormod(column, i32(self.run))
         else:
-            channel, tap = tirx.floordiv(column, _i32(taps)), tirx.floormod(column, _i32(taps))
+            channel, tap = tirx.floordiv(column, i32(taps)), tirx.floormod(column, i32(taps))
         i, j = _parts(tap, (taps // window.kernel[1], window.kernel[1]))
         _, row, line = _parts(position, (self.data[0], *self.out))
         y = row * window.strides[0] + i * window.dilations[0] - window.padding[0]
@@ -150,14 +150,10 @@ class Patches:
 Reading: TypeAlias = Rows | Patches
 
 
-def _i32(value: int) -> Any:
-    return tirx.const(value, "int32")
-
-
 def _parts(at: Any, sizes: Sequence[int]) -> list[Any]:
     """The indices of a place in axes of these sizes."""
     found = []
     for size in reversed(sizes[1:]):
-        found.append(tirx.floormod(at, _i32(size)))
-        at = tirx.floordiv(at, _i32(size))
+        found.append(tirx.floormod(at, i32(size)))
+        at = tirx.floordiv(at, i32(size))
     return [at, *reversed(found)]

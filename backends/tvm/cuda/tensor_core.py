@@ -19,9 +19,9 @@ from tvm.script import tirx as intrinsics
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
-from ..schedules.common import Rule, annotated, ceil_div, extent, i64, inline_around, joined
+from ..schedules.common import Rule, annotated, ceil_div, extent, i32, i64, inline_around, joined
 from ..vecmath import f32
-from .fragments import FP16, ROWS, WARP, Packed, Precision
+from .fragments import FP16, KEPT, ROUND, ROWS, WARP, Packed, Precision
 from .reading import Reading
 
 _FUSIBLE = 4  # for TVM's fusion: what is elementwise may follow
@@ -115,10 +115,6 @@ def shared_bytes(warps: Warps) -> int:
     """Of shared memory, at most: of a step and of sums, each line filled up for the banks."""
     lines = (warps.outputs + _BANKS) * (warps.positions + _BANKS)
     return 16 * (CHUNKS + 1) * warps.positions + 4 * lines
-
-
-def i32(value: Any) -> Any:
-    return tirx.const(int(value), "int32")
 
 
 class _Block:
@@ -272,7 +268,7 @@ def _rounded(value: Any, precision: Precision) -> Any:
     if precision is FP16:
         return value.astype("float16")
     bits = tirx.reinterpret("uint32", value)
-    return (bits + tirx.const(0x1000, "uint32")) & tirx.const(0xFFFFE000, "uint32")
+    return (bits + tirx.const(ROUND, "uint32")) & tirx.const(KEPT, "uint32")
 
 
 def _alloc(size: int, dtype: str, scope: str) -> Any:

@@ -39,6 +39,10 @@ def i64(value: int) -> Any:
     return tirx.const(int(value), "int64")
 
 
+def i32(value: int) -> Any:
+    return tirx.const(int(value), "int32")
+
+
 def annotated(schedule: Any, key: str) -> tuple[Any, Any] | None:
     """The block that carries the annotation ``key``, and its value."""
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
