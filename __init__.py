@@ -30,6 +30,8 @@ from .analysis.explain import Explanation, explain
 from .analysis.goal import Goal
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
+from .analysis.patterns.profile import Profile, read_profile
+from .analysis.patterns.validate import Finding, Validation, validate
 from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
@@ -70,6 +72,7 @@ __all__ = [
     "Emulated",
     "Entry",
     "Explanation",
+    "Finding",
     "Goal",
     "Group",
     "Member",
@@ -83,6 +86,7 @@ __all__ = [
     "PlanError",
     "PluginError",
     "PluginWarning",
+    "Profile",
     "PruneResult",
     "Ranks",
     "Refit",
@@ -92,6 +96,7 @@ __all__ = [
     "SparseLayer",
     "Sparsified",
     "UsageError",
+    "Validation",
     "Verdict",
     "analyze",
     "apply",
@@ -115,11 +120,13 @@ __all__ = [
     "predict",
     "profile",
     "prune",
+    "read_profile",
     "save",
     "sensitivity",
     "sparsify",
     "take_weights",
     "tune",
+    "validate",
     "verify",
     "without_blocks",
 ]

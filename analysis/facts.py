@@ -48,6 +48,25 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Operand:
+    """Input ``input`` holds factors of sums: those of (groups, outputs, positions of a kernel, inputs).
+
+    That is what it is when it is reshaped to ``sizes`` and its axes are taken in ``order``. Each output is a
+    sum over the inputs of its group, at all positions.
+
+    ``kernel`` is the shape of a kernel, where the node has one. ``zero`` is the number of the input that
+    holds the zero point, None where zeros are 0.
+    """
+
+    node: Node
+    input: int
+    sizes: tuple[int, int, int, int]
+    order: tuple[int, int, int, int]
+    kernel: tuple[int, ...] = ()
+    zero: int | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Normalisation:
     """The node reduces or normalises over one axis: legal to prune, but the function changes.
 

@@ -99,11 +99,24 @@ class Constant:
     @property
     def is_parameter(self) -> bool:
         """Whether its elements are learned numbers: floats, or integers of at most eight bits."""
-        return self.is_float or (self.dtype.kind in "iu" and self.dtype.itemsize == 1)
+        return _is_parameter(self.dtype)
 
     @property
     def is_weight(self) -> bool:
         return self.is_parameter and self.elements > WEIGHT_ELEMENTS
+
+
+def _is_parameter(dtype: np.dtype[Any]) -> bool:
+    # The 16-bit and 8-bit floats of ml_dtypes have kind 'V'.
+    return dtype.kind in "fV" or (dtype.kind in "iu" and dtype.itemsize == 1)
+
+
+def is_parameter(data_type: int) -> bool:
+    """Whether tensors of a type of ONNX hold learned numbers: floats, or integers of at most eight bits."""
+    try:
+        return _is_parameter(_dtype(data_type))
+    except KeyError:
+        return False
 
 
 def constant_of(tensor: onnx.TensorProto | onnx.SparseTensorProto, name: str | None = None) -> Constant:

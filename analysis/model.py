@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -17,6 +16,8 @@ from onnx import TensorProto, helper
 
 from .errors import ModelError
 from .graph import array_of, dense, subgraphs, tensor_of, walk_graphs
+from .storage import BITS, Extent, Storage, count, stored_bytes
+from .wire import is_deferred, without_weights
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,65 @@ def load(path: str | Path) -> Model:
             names the tensor or node.
     """
     path = Path(path)
+    proto = _read(path, lambda: _whole(path))
+    storage = Storage(path.parent)
+    for tensor in _tensors(proto):
+        storage.bring_in(tensor)
+    return Model(_sound(proto), path)
+
+
+def load_structure(path: str | Path) -> tuple[Model, Storage]:
+    """Read a model but for its large parameters, which stay in its files, and where those are.
+
+    Such parameters are tensors with external data. The same checks are made as when all is read.
+
+    Raises:
+        ModelError: as for `load`.
+    """
+    path = Path(path)
+    embedded: dict[str, Extent] = {}
+
+    def read() -> onnx.ModelProto:
+        proto, found = without_weights(path)
+        embedded.update(found)
+        return proto
+
+    proto, storage = _read(path, read), Storage(path.parent, embedded)
+    for tensor in _tensors(proto):
+        if tensor.data_location == TensorProto.EXTERNAL and not is_deferred(tensor):
+            storage.bring_in(tensor)
+    return Model(_sound(proto, storage), path), storage
+
+
+def _read(path: Path, read: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+    """What ``read`` reads from a file, or why it cannot."""
     if path.exists() and not path.is_file():
         raise ModelError(f"cannot read '{path}': it is no file")  # reading a pipe would wait for ever
     try:
-        data = path.read_bytes()
+        if path.exists() and not path.stat().st_size:
+            raise ModelError(f"'{path}' is empty")
+        proto = read()
     except OSError as error:
         raise ModelError(f"cannot read '{path}': {error.strerror}") from None
     except ValueError:
         raise ModelError(f"cannot read {str(path)!r}: no file can have that name") from None
-    if not data:
-        raise ModelError(f"'{path}' is empty")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(data)
     except DecodeError:
         raise ModelError(f"'{path}' is not an ONNX model, or it was cut short") from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"'{path}' is not an ONNX model, or it was cut short: it has no graph or no opset")
-    tensors = list(_tensors(proto))
-    _read_external(tensors, path.parent)
-    for tensor in tensors:
-        _check_tensor(tensor)
+    return proto
+
+
+def _whole(path: Path) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    return proto
+
+
+def _sound(proto: onnx.ModelProto, storage: Storage | None = None) -> onnx.ModelProto:
+    """The model, checked, with dense weights and sorted nodes, in place."""
+    for tensor in _tensors(proto):
+        _check_tensor(tensor, storage)
     for graph in walk_graphs(proto.graph):
         _make_dense(graph)
     try:
@@ -73,7 +112,7 @@ def load(path: str | Path) -> Model:
         for graph in walk_graphs(proto.graph):
             _sort(graph)
         _check_graph(proto.graph, set())
-    return Model(proto, path)
+    return proto
 
 
 def _sort(graph: onnx.GraphProto) -> None:
@@ -121,67 +160,6 @@ def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]
                 yield from attribute.tensors
 
 
-# ---------------------------------------------------------------------- external data
-
-
-def _read_external(tensors: Iterable[TensorProto], folder: Path) -> None:
-    """Bring external data into the tensors, one by one."""
-    root = folder.resolve()
-    for tensor in tensors:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.raw_data = _external_bytes(tensor, root)
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
-
-
-def _external_bytes(tensor: TensorProto, root: Path) -> bytes:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    target = _inside(root, location, tensor.name)
-    expected = stored_bytes(tensor)
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", expected))
-    except ValueError:
-        raise ModelError(f"tensor {tensor.name!r} has an offset or length that is no number") from None
-    if length != expected or offset < 0:
-        raise ModelError(
-            f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} bytes of data, but its"
-            f" external data is {length} bytes from {offset} on: export the model again"
-        )
-    try:
-        size = target.stat().st_size
-        if offset + length > size:
-            raise ModelError(
-                f"tensor {tensor.name!r} wants bytes {offset} to {offset + length} of {location!r},"
-                f" which has {size}: the file was cut short"
-            )
-        with target.open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
-    except OSError as error:
-        raise ModelError(
-            f"cannot read {location!r}, the external data of tensor {tensor.name!r}: {error.strerror}"
-        ) from None
-
-
-def _inside(root: Path, location: str, tensor: str) -> Path:
-    """The file at ``location`` with links followed, which must not lead out of the model's folder."""
-    what = f"tensor {tensor!r} keeps its data in {location!r}"
-    if not location:
-        raise ModelError(f"tensor {tensor!r} has external data, but no file is named for it")
-    if Path(location).is_absolute():
-        raise ModelError(f"{what}, outside the model's folder: move it there and name it relatively")
-    try:
-        target = (root / location).resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, or a name that no file can have
-        raise ModelError(f"{what}, which is no usable file name") from None
-    if not target.is_relative_to(root):
-        raise ModelError(f"{what}, outside the model's folder: move it there")
-    if target.exists() and not target.is_file():
-        raise ModelError(f"{what}, which is no file")
-    return target
-
-
 # ---------------------------------------------------------------------- sparse initializers
 
 
@@ -227,46 +205,6 @@ def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
 
 # ---------------------------------------------------------------------- checks
 
-_BITS = {
-    getattr(TensorProto, name): bits
-    for bits, names in ((4, ("INT4", "UINT4", "FLOAT4E2M1")), (2, ("INT2", "UINT2")))
-    for name in names
-    if hasattr(TensorProto, name)
-}
-
-
-def stored_bytes(tensor: TensorProto) -> int:
-    """Bytes of the tensor's elements in ONNX's raw form; types below 8 bits are packed.
-
-    Raises:
-        ModelError: the data type is unknown, or has no raw form (strings).
-    """
-    bits = _bits(tensor.data_type)
-    if bits is None:
-        raise ModelError(f"tensor {tensor.name!r} has the unknown data type {tensor.data_type}")
-    if not bits:
-        raise ModelError(f"tensor {tensor.name!r} holds strings as raw bytes, which ONNX does not allow")
-    return -(-_count(tensor) * bits // 8)
-
-
-@functools.cache
-def _bits(data_type: int) -> int | None:
-    """Bits of an element in ONNX's raw form; 0 for strings, None for an unknown type."""
-    if data_type in _BITS:
-        return _BITS[data_type]
-    try:
-        dtype = helper.tensor_dtype_to_np_dtype(data_type)
-    except KeyError:
-        return None
-    return 0 if dtype.hasobject else 8 * dtype.itemsize
-
-
-def _count(tensor: TensorProto) -> int:
-    dims = list(tensor.dims)
-    if dims and min(dims) < 0:
-        raise ModelError(f"tensor {tensor.name!r} has a negative size: {dims}")
-    return math.prod(dims)  # Python integers: the product may pass any machine word
-
 
 def check(proto: onnx.ModelProto) -> None:
     """Linear-time checks of what every later step relies on.
@@ -280,10 +218,13 @@ def check(proto: onnx.ModelProto) -> None:
     _check_graph(proto.graph, set())
 
 
-def _check_tensor(tensor: TensorProto) -> None:
+def _check_tensor(tensor: TensorProto, storage: Storage | None = None) -> None:
+    if storage is not None and tensor.data_location == TensorProto.EXTERNAL:
+        storage.extent(tensor)
+        return
     if tensor.HasField("raw_data"):
         expected, found, unit = stored_bytes(tensor), len(tensor.raw_data), "bytes of data"
-    elif tensor.data_type in _BITS:
+    elif tensor.data_type in BITS:
         return  # unpacked or packed by version of ONNX; read by onnx.numpy_helper
     else:
         try:
@@ -291,7 +232,7 @@ def _check_tensor(tensor: TensorProto) -> None:
         except KeyError:
             raise ModelError(f"tensor {tensor.name!r} has the unknown data type {tensor.data_type}") from None
         complex_ = tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
-        expected, found, unit = _count(tensor) * (1 + complex_), len(getattr(tensor, field)), "elements"
+        expected, found, unit = count(tensor) * (1 + complex_), len(getattr(tensor, field)), "elements"
     if found != expected:
         raise ModelError(
             f"tensor {tensor.name!r} of shape {list(tensor.dims)} needs {expected} {unit} and has {found}:"

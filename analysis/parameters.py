@@ -10,8 +10,9 @@ import onnx
 from .axes import Axis, find
 from .graph import Constant, constant_of, walk_graphs
 from .groups import Analysis
-from .model import Model, stored_bytes
+from .model import Model
 from .selection import Selection
+from .storage import stored_bytes
 
 
 def elements_and_bytes(model: Model) -> tuple[int, int]:

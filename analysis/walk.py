@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .axes import ONE, Axis, AxisMismatch, atom, fix, pin
 from .dynamic import RUN_TIME, once, static_axes, symbol_of
 from .errors import ModelError
-from .facts import Alone, Baked, Contraction, Linear, Normalisation, SameCount, SizesRead, Work
+from .facts import Alone, Baked, Contraction, Linear, Normalisation, Operand, SameCount, SizesRead, Work
 from .graph import Array, Constant, Node, constant_of, folded, read_node, subgraphs, walk_graphs
 from .shapes import constant_value, evaluate, infer_outputs
 
@@ -75,6 +75,7 @@ class Walk:
         self.contractions: list[Contraction] = []
         self.normalisations: list[Normalisation] = []
         self.linears: list[Linear] = []
+        self.operands: list[Operand] = []
         self.same_counts: list[SameCount] = []
         self.work: list[Work] = []
         self.alone: list[Alone] = []

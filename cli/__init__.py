@@ -14,6 +14,7 @@ from . import (  # each adds its commands  # noqa: F401
     prune,
     sensitivity,
     sparsify,
+    validate,
 )
 from .app import app
 from .show import fail, warn

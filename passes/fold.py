@@ -13,7 +13,8 @@ from onnx import helper
 
 from ..analysis.errors import ModelError
 from ..analysis.graph import subgraphs, walk_graphs
-from ..analysis.model import Model, stored_bytes
+from ..analysis.model import Model
+from ..analysis.storage import stored_bytes
 from .edit import Edit
 from .execute import Arrays, execute
 

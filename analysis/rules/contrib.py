@@ -8,7 +8,7 @@ from ..graph import Node
 from ..walk import Walk
 from .conv import SPATIAL, convolution, pin_all
 from .elementwise import broadcast, positional
-from .linear import general_product
+from .linear import general_product, operand
 from .registry import Axes, Outputs, Unsupported, rule
 
 _MS = "com.microsoft::"
@@ -58,6 +58,9 @@ def fused_matmul(walk: Walk, node: Node) -> Outputs:
     batch = broadcast([left[:-2], right[:-2]]) if len(left) > 2 or len(right) > 2 else []
     out = [*batch, *left[-2:-1], *(right[-1:] if len(y) > 1 else [])]
     walk.work.append(Work(node, 1, (*out, left[-1])))
+    for (i, summed), axes in zip(places, (x, y), strict=True):
+        if not node.attrs.get(f"transBatch{'AB'[i]}", 0):
+            walk.operands.append(operand(node, i, axes, summed - len(axes)))
     walk.alone += [Alone(x), Alone(y)]
     return [out]
 

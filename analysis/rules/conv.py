@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from ..axes import Axis, atom, cuts, factor, find, fix, pin, prod, ragged, unify
-from ..facts import Alone, Contraction, CountBaked, Linear, SameCount, Work
+from ..facts import Alone, Contraction, CountBaked, Linear, Operand, SameCount, Work
 from ..graph import Node
 from ..shapes import window
 from ..walk import Walk
@@ -29,8 +31,13 @@ def conv(walk: Walk, node: Node) -> Outputs:
     return [out]
 
 
-def convolution(walk: Walk, node: Node, data: int, weight: int, bias: int | None) -> Axes:
-    """The convolution of input ``data`` with input ``weight``, plus input ``bias`` where it is there."""
+def convolution(
+    walk: Walk, node: Node, data: int, weight: int, bias: int | None, zero: int | None = None
+) -> Axes:
+    """The convolution of input ``data`` with input ``weight``, plus input ``bias`` where it is there.
+
+    ``zero`` is the input with the weight's zero point.
+    """
     x, w = walk.axes(node, data), walk.axes(node, weight)
     groups = node.attrs.get("group", 1)
     spatial = _slide(walk, node, x, w)
@@ -51,6 +58,9 @@ def convolution(walk: Walk, node: Node, data: int, weight: int, bias: int | None
         per_group = inputs[0]
     if bias is not None and node.has(bias):
         unify(walk.axes(node, bias)[0], out)
+    kernel = tuple(sizes_of(w[2:]))
+    layout = groups, w[0].size // groups, w[1].size, math.prod(kernel)
+    walk.operands.append(Operand(node, weight, layout, (0, 1, 3, 2), kernel, zero))
     walk.alone += [Alone(x), Alone(w)]
     walk.work.append(Work(node, 1, (x[0], out, per_group, *w[2:], *spatial)))
     return [x[0], out, *spatial]
@@ -124,6 +134,9 @@ def conv_transpose(walk: Walk, node: Node) -> Outputs:
     if sizes is None:
         raise Unsupported("its output shape is not known")
     walk.linear(Linear(node, "spread", 0, 1, 2))
+    kernel = tuple(sizes_of(w[2:]))
+    layout = groups, w[0].size // groups, w[1].size, math.prod(kernel)
+    walk.operands.append(Operand(node, 1, layout, (0, 2, 3, 1), kernel))
     walk.alone += [Alone(x), Alone(w)]
     walk.work.append(Work(node, 1, (*x, w[1], *w[2:])))
     return [[x[0], out, *(fix(size, SPATIAL) for size in sizes[2:])]]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import string
 
 from ..axes import Axis, unify
-from ..facts import Alone, Contraction, Linear, Work
+from ..facts import Alone, Contraction, Linear, Operand, Work
 from ..graph import Node
 from ..walk import Walk
 from .elementwise import broadcast
@@ -25,16 +26,28 @@ def matmul(walk: Walk, node: Node) -> Outputs:
     return [out]
 
 
-def product(walk: Walk, node: Node, i: int, j: int) -> Axes:
-    """The matrix product of inputs ``i`` and ``j``."""
+def product(
+    walk: Walk, node: Node, i: int, j: int, zeros: tuple[int | None, int | None] = (None, None)
+) -> Axes:
+    """The matrix product of inputs ``i`` and ``j``, whose zero points are the inputs ``zeros``."""
     x, y = walk.axes(node, i), walk.axes(node, j)
     row = len(y) - 2 if len(y) > 1 else 0
     _contract(walk, node, (i, len(x) - 1), (j, row))
     batch = broadcast([x[:-2], y[:-2]]) if len(x) > 2 or len(y) > 2 else []
     out = batch + (x[-2:-1] if len(x) > 1 else []) + (y[-1:] if len(y) > 1 else [])
     walk.work.append(Work(node, 1, (*out, x[-1])))
+    walk.operands += [operand(node, i, x, -1, zeros[0]), operand(node, j, y, row - len(y), zeros[1])]
     walk.alone += [Alone(x), Alone(y)]
     return out
+
+
+def operand(node: Node, i: int, axes: Axes, summed: int, zero: int | None = None) -> Operand:
+    """Input ``i``, a stack of matrices, of whose axes ``summed``, -1 or -2, is summed over."""
+    stack, rest = math.prod(axis.size for axis in axes[:-2]), axes[-2:]
+    if len(rest) < 2:
+        return Operand(node, i, (1, 1, 1, rest[0].size), (0, 1, 2, 3), zero=zero)
+    sizes = stack, rest[0].size, rest[1].size, 1
+    return Operand(node, i, sizes, (0, 1, 3, 2) if summed == -1 else (0, 2, 3, 1), zero=zero)
 
 
 @rule("Gemm")
@@ -44,13 +57,14 @@ def gemm(walk: Walk, node: Node) -> Outputs:
     return [out]
 
 
-def general_product(walk: Walk, node: Node, a: int, b: int, c: int) -> Axes:
-    """op(A) op(B) + C of inputs ``a``, ``b`` and, where it is there, ``c``."""
+def general_product(walk: Walk, node: Node, a: int, b: int, c: int, zero: int | None = None) -> Axes:
+    """op(A) op(B) + C of inputs ``a``, ``b`` and, where it is there, ``c``; ``zero`` has B's zero point."""
     trans_a, trans_b = int(bool(node.attrs.get("transA"))), int(bool(node.attrs.get("transB")))
     x, y = walk.axes(node, a), walk.axes(node, b)
     _contract(walk, node, (a, 1 - trans_a), (b, trans_b))
     out = [x[trans_a], y[1 - trans_b]]
     walk.work.append(Work(node, 1, (*out, y[trans_b])))
+    walk.operands += [operand(node, a, x, -1 - trans_a), operand(node, b, y, trans_b - 2, zero)]
     walk.alone += [Alone(x), Alone(y)]
     return broadcast([out, walk.axes(node, c)]) if node.has(c) else out
 

@@ -10,7 +10,7 @@ from ..graph import Node
 from ..walk import Walk
 from .conv import SPATIAL, convolution, pin_all
 from .elementwise import broadcast
-from .linear import general_product, product
+from .linear import general_product, operand, product
 from .norm import normalise
 from .recurrent import gates
 from .registry import Axes, Outputs, Unsupported, rule
@@ -96,7 +96,7 @@ def dynamic_quantise(walk: Walk, node: Node) -> Outputs:
 
 @rule("MatMulInteger")
 def matmul_integer(walk: Walk, node: Node) -> Outputs:
-    out = product(walk, node, 0, 1)
+    out = product(walk, node, 0, 1, (2, 3))
     _along(walk, node, (2,), walk.axes(node, 0), -2)
     _along(walk, node, (3,), walk.axes(node, 1), -1)
     return [out]
@@ -104,7 +104,7 @@ def matmul_integer(walk: Walk, node: Node) -> Outputs:
 
 @rule("QLinearMatMul")
 def qlinear_matmul(walk: Walk, node: Node) -> Outputs:
-    out = product(walk, node, 0, 3)
+    out = product(walk, node, 0, 3, (2, 5))
     _along(walk, node, (1, 2), walk.axes(node, 0), -2)
     _along(walk, node, (4, 5), walk.axes(node, 3), -1)
     _one_for_all(walk, node, (6, 7))
@@ -113,7 +113,7 @@ def qlinear_matmul(walk: Walk, node: Node) -> Outputs:
 
 @rule(_MS + "QGemm")
 def qgemm(walk: Walk, node: Node) -> Outputs:
-    out = general_product(walk, node, 0, 3, 6)
+    out = general_product(walk, node, 0, 3, 6, 5)
     _one_for_all(walk, node, (1, 2, 7, 8))
     _along(walk, node, (4, 5), out, -1)
     return [out]
@@ -121,7 +121,7 @@ def qgemm(walk: Walk, node: Node) -> Outputs:
 
 @rule(_MS + "MatMulIntegerToFloat")
 def matmul_integer_to_float(walk: Walk, node: Node) -> Outputs:
-    out = product(walk, node, 0, 1)
+    out = product(walk, node, 0, 1, (4, 5))
     _one_for_all(walk, node, (2, 4))
     _along(walk, node, (3, 5, 6), walk.axes(node, 1), -1)
     return [out]
@@ -139,6 +139,7 @@ def dynamic_quantise_matmul(walk: Walk, node: Node) -> Outputs:
     _along(walk, node, (2, 3, 4), y, -1)
     out = [*x[:-1], y[1]]
     walk.work.append(Work(node, 1, (*out, x[-1])))
+    walk.operands.append(operand(node, 1, y, -2, 3))
     walk.alone += [Alone(x), Alone(y)]
     return [out]
 
@@ -188,7 +189,7 @@ def _by_block(walk: Walk, node: Node, i: int, rows: Axis, blocks: Axis) -> None:
 
 @rule("ConvInteger")
 def conv_integer(walk: Walk, node: Node) -> Outputs:
-    out = convolution(walk, node, 0, 1, None)
+    out = convolution(walk, node, 0, 1, None, 3)
     _one_for_all(walk, node, (2,))
     _along(walk, node, (3,), out, 1)
     return [out]
@@ -198,7 +199,7 @@ def conv_integer(walk: Walk, node: Node) -> Outputs:
 def qlinear_conv(walk: Walk, node: Node) -> Outputs:
     if node.attrs.get("channels_last", 0):
         raise Unsupported("its channels are last")
-    out = convolution(walk, node, 0, 3, 8)
+    out = convolution(walk, node, 0, 3, 8, 5)
     _one_for_all(walk, node, (1, 2, 6, 7))
     _along(walk, node, (4, 5), out, 1)
     return [out]
@@ -235,6 +236,7 @@ def dynamic_quantise_lstm(walk: Walk, node: Node) -> Outputs:
         pin(hidden, f"{node.name} has no zero weights that would keep a unit at zero")
     walk.baked.append(CountBaked(node, "hidden_size", hidden))
     walk.work += [Work(node, 1, (time, batch, *w)), Work(node, 1, (time, batch, *r))]
+    walk.operands += [operand(node, 1, w, -2, 9), operand(node, 2, r, -2, 11)]
     walk.alone += [Alone([features]), Alone([hidden])]
     state = [directions, batch, hidden]
     return [[time, *state], state, state]

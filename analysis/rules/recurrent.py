@@ -6,6 +6,7 @@ from ..axes import Axis, factor, pin, unify
 from ..facts import Alone, Contraction, CountBaked, Work
 from ..graph import Node
 from ..walk import Walk
+from .linear import operand
 from .registry import Outputs, Unsupported, rule
 
 
@@ -39,6 +40,7 @@ def recurrent(walk: Walk, node: Node) -> Outputs:
     walk.contractions += [Contraction(node, ((0, 2), (1, 2))), Contraction(node, ((2, 2),), in_place=True)]
     walk.baked.append(CountBaked(node, "hidden_size", hidden))
     walk.work += [Work(node, 1, (time, batch, *w)), Work(node, 1, (time, batch, *r))]
+    walk.operands += [operand(node, 1, w, -1), operand(node, 2, r, -1)]
     walk.alone += [Alone([x[2]]), Alone([hidden])]
     if batch_first:
         return [[batch, time, directions, hidden], *([[batch, directions, hidden]] * (len(node.outputs) - 1))]
