@@ -30,7 +30,8 @@ from .analysis.explain import Explanation, explain
 from .analysis.goal import Goal
 from .analysis.groups import Analysis, Group, Member, Pin, analyze
 from .analysis.model import Model, load
-from .analysis.patterns.profile import Profile, read_profile
+from .analysis.patterns.discover import Discovery, discover
+from .analysis.patterns.profile import Profile, all_profiles, read_profile
 from .analysis.patterns.validate import Finding, Validation, validate
 from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
@@ -52,6 +53,7 @@ from .passes.prune import (
     without_blocks,
 )
 from .passes.recover import Refit
+from .passes.satisfy import Satisfied, satisfy
 from .passes.save import save
 from .passes.sensitivity import sensitivity
 from .passes.soundness import check_rule
@@ -69,6 +71,7 @@ __all__ = [
     "CheckError",
     "Cost",
     "Curve",
+    "Discovery",
     "Emulated",
     "Entry",
     "Explanation",
@@ -91,6 +94,7 @@ __all__ = [
     "Ranks",
     "Refit",
     "RemoteTiming",
+    "Satisfied",
     "Sensitivity",
     "SparseExport",
     "SparseLayer",
@@ -98,6 +102,7 @@ __all__ = [
     "UsageError",
     "Validation",
     "Verdict",
+    "all_profiles",
     "analyze",
     "apply",
     "as_sparse_initializers",
@@ -106,6 +111,7 @@ __all__ = [
     "check_rule",
     "check_sparse_export",
     "compile",
+    "discover",
     "emulate",
     "emulate_gpu",
     "explain",
@@ -121,6 +127,7 @@ __all__ = [
     "profile",
     "prune",
     "read_profile",
+    "satisfy",
     "save",
     "sensitivity",
     "sparsify",

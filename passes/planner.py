@@ -54,8 +54,9 @@ class Planner:
         inputs = calibrate(
             whole.model, request.criterion, request.recover, request.calibration, request.samples
         )
-        # Blocks alone go where the ratio is 0, and no order matters.
-        criterion = L2 if request.goal.ratio == 0 else request.criterion
+        # Blocks alone go where the ratio is 0 and nothing is limited, and no order matters.
+        none = request.goal.ratio == 0 and not request.goal.limits
+        criterion = L2 if none else request.criterion
         left, rotated = _rotated(left, request, inputs, progress)
         losses = measure_losses(left, request.goal, criterion, inputs, progress)
         if request.goal.ratio != 0:

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from ..analysis.patterns.pattern import Blocks, Mask, Pattern
+from ..analysis.patterns.pattern import Blocks, Mask
 
 Floats = NDArray[np.float64]
 
@@ -55,10 +56,17 @@ class Sparse:
     error: float
 
 
+class Chooses(Protocol):
+    """A sparsity pattern."""
+
+    def choose(self, energy: Floats, run: int | None = None) -> Mask:
+        """The mask (true: kept) that keeps most of an energy (groups, outputs, K)."""
+
+
 def sparsify_matrix(
     weight: ArrayLike,
     gram: ArrayLike,
-    pattern: Pattern,
+    pattern: Chooses,
     *,
     run: int | None = None,
     cross: ArrayLike | None = None,
@@ -179,7 +187,7 @@ def error_curve(
 
 
 def _search(
-    goal: Floats, gram: Floats, patterns: Sequence[Pattern], run: int | None, stages: int
+    goal: Floats, gram: Floats, patterns: Sequence[Chooses], run: int | None, stages: int
 ) -> list[tuple[Floats, Mask]]:
     """The weight and the mask that ALPS ends with, for each pattern. The Gram matrix is positive definite."""
     scale = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))[:, None, :]

@@ -37,7 +37,7 @@ from .measure.stream import Stream
 from .pipeline import difference, shrunk
 from .recover import Refit, least_squares, recover
 from .sparse_latency import PATTERNS, fitting, options
-from .sparse_obs import error_curve, sparsify_matrix
+from .sparse_obs import Chooses, error_curve, sparsify_matrix
 from .verify import Verdict, certify
 
 AUTO = "auto"
@@ -174,6 +174,13 @@ def sparsify(
                     return clock(_by_magnitude(model, chosen, patterns))
 
                 patterns, time = fitting(ways, budget, clock(model), timed, progress)
+
+        def solve(place: Place, fit: Fit, start: Matrix) -> Matrix | None:
+            pattern = patterns.get(place.weight)
+            if pattern is None:
+                return least_squares(place, fit, start)
+            return solve_sparse(place, fit, start, pattern)
+
         sparse, refits = recover(
             analysis,
             model,
@@ -182,7 +189,7 @@ def sparsify(
             Path(folder) / "fit",
             seed,
             progress=lambda name: progress(f"fit {name}"),
-            solver=lambda place, fit, start: _solve(place, fit, start, patterns.get(place.weight)),
+            solver=solve,
         )
     found = _layers(analysis, sparse, patterns, dense)
     _certify(model, sparse, chosen, patterns)
@@ -275,10 +282,8 @@ def _curves(
     return curves
 
 
-def _solve(place: Place, fit: Fit, start: Matrix, pattern: Pattern | None) -> Matrix | None:
+def solve_sparse(place: Place, fit: Fit, start: Matrix, pattern: Chooses) -> Matrix:
     """The coefficients of a layer with the zeros of a pattern; a bias, the last row, has none."""
-    if pattern is None:
-        return least_squares(place, fit, start)
     gram, inputs = fit.all, place.layer.inputs
     features, cross = gram.features[:, :inputs, :inputs], gram.cross[:, :inputs]
     free = start.shape[1] > inputs

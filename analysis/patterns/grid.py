@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mask: TypeAlias = NDArray[np.bool_]
+Energy: TypeAlias = NDArray[Any]
 Cell: TypeAlias = tuple[int, int, int, int]
 Sizes: TypeAlias = tuple[int, int, int, int]
 
@@ -49,6 +50,24 @@ def counts(mask: Mask, axis: int, size: int) -> NDArray[Any]:
         return np.asarray(sums >> ones.dtype.type(8 * (size - 1)))
     whole = mask.view(np.uint8) if size < 256 else mask.astype(np.int64)
     return pooled(whole, axis, size, np.add)
+
+
+def largest(energy: NDArray[Any], axis: int, size: int, kept: int, last: int) -> Mask:
+    """The ``kept`` largest of each ``size`` neighbours along an axis, ``last`` of the last if it is of fewer.
+
+    Of equals, the first.
+    """
+    values = np.moveaxis(energy, axis, -1)
+    found = np.zeros(values.shape, bool)
+    whole = values.shape[-1] // size * size
+    for start, stop, length, count in ((0, whole, size, kept), (whole, values.shape[-1], None, last)):
+        if start < stop:
+            shape = (*values.shape[:-1], -1, length or stop - start)
+            best = np.argsort(-values[..., start:stop].reshape(shape), axis=-1, kind="stable")[..., :count]
+            chosen = np.zeros((*best.shape[:-1], shape[-1]), bool)
+            np.put_along_axis(chosen, best, True, axis=-1)
+            found[..., start:stop] = chosen.reshape(*values.shape[:-1], stop - start)
+    return np.moveaxis(found, -1, axis)
 
 
 def _every(axis: int, start: int, step: int) -> tuple[slice, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,11 +70,18 @@ class Origin:
             found = step.ahead(found)
         return found
 
-    def stored(self, values: Array) -> Array:
-        """The stored tensor for an operand with these values, or with values as near as there are."""
+    def without(self, keep: NDArray[np.bool_], storage: Storage) -> Array:
+        """The stored tensor for an operand that is zero where it is not to be kept; all else is as it was."""
+        zeros = np.zeros(keep.shape, self.dtype)
         for step in reversed(self.steps):
-            values = step.back(values)
-        return values
+            zeros = step.back(zeros)
+            if isinstance(step, Reshaped | Transposed):
+                keep = np.asarray(step.back(keep), bool)
+        return np.where(keep, storage.array(self.tensor), zeros)
+
+    def of(self, tensor: TensorProto) -> Origin:
+        """The same steps from another stored tensor."""
+        return replace(self, constant=constant_of(tensor, self.constant.name))
 
     def place(self, index: Index) -> Index:
         """Where an element of the operand is stored."""

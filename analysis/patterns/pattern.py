@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from .grid import largest
 
 Matrix = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -71,14 +72,8 @@ class NM:
     def choose(self, energy: Matrix, run: int | None = None) -> Mask:
         """The mask (true: kept) that keeps most of an energy (groups, outputs, K); of equals, the left."""
         grid = _runs(energy, run)
-        keep = np.zeros(grid.shape, bool)
-        for start, stop, size, kept in self._spans(grid.shape[-1]):
-            shape = (*grid.shape[:-1], -1, size)
-            best = np.argsort(-grid[..., start:stop].reshape(shape), axis=-1, kind="stable")[..., :kept]
-            chosen = np.zeros((*best.shape[:-1], size), bool)
-            np.put_along_axis(chosen, best, True, axis=-1)
-            keep[..., start:stop] = chosen.reshape(*grid.shape[:-1], stop - start)
-        return keep.reshape(energy.shape)
+        last = -(-self.n * (grid.shape[-1] % self.m) // self.m)
+        return largest(grid, grid.ndim - 1, self.m, self.n, last).reshape(energy.shape)
 
     def check(self, weight: Matrix, run: int | None = None) -> Violation | None:
         """None where a weight (groups, outputs, K) satisfies the pattern."""

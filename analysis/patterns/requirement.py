@@ -6,12 +6,16 @@ Weights are seen as masks of what is not zero, (groups, outputs, positions of a 
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from math import prod
 from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from .grid import INPUTS, OUTPUTS, Cell, Mask, Sizes, any_of, counts
+from .grid import INPUTS, OUTPUTS, Cell, Energy, Mask, Sizes, any_of, counts, largest, pooled
+from .pattern import Blocks
 
 # Of a ratio times a count: what is a whole number may come out a little above it.
 _ROUNDING = 1e-9
@@ -31,6 +35,11 @@ class Shortfall(msgspec.Struct, frozen=True):
     count: int
     total: int
     first: tuple[tuple[Cell, ...], ...] = ()
+
+    @property
+    def share(self) -> float:
+        """``count`` of ``total``."""
+        return self.count / self.total
 
 
 class Groups(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="groups"):
@@ -84,6 +93,20 @@ class Groups(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         text = f"{count} of {crowded.size} groups have more than {self}"
         return Shortfall(text, count, crowded.size, first)
 
+    def groups(self, sizes: Sizes) -> int:
+        """How many groups there are in a weight of these sizes."""
+        across = [-(-size // self.shared) if axis == OUTPUTS else size for axis, size in enumerate(sizes)]
+        across[self._axis] = -(-across[self._axis] // self.of)
+        return prod(across)
+
+    def choose(self, energy: Energy) -> Mask:
+        """What stays, true, of a weight so that most of an energy does."""
+        blocks = pooled(energy, OUTPUTS, self.shared, np.add)
+        size = energy.shape[self._axis]
+        last = size % self.of if self.last == "free" else min(self.nonzeros, size % self.of)
+        kept = largest(blocks, self._axis, self.of, self.nonzeros, last)
+        return np.repeat(kept, self.shared, axis=OUTPUTS)[:, : energy.shape[OUTPUTS]]
+
     def _cells(self, mask: Mask, place: Cell) -> tuple[Cell, ...]:
         """The non-zeros of a group."""
         start = list(place)
@@ -135,6 +158,14 @@ class Zeros(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
         """What is wrong with a weight; None where nothing is."""
         return self.judge(self.zeros(mask), mask.size)
 
+    def choose(self, energy: Energy) -> Mask:
+        """What stays, true, of a weight so that most of an energy does."""
+        groups, outputs, _, inputs = energy.shape
+        blocks = Blocks(
+            self.outputs, self.inputs, min(self.least(energy.size), energy.size - 1) / energy.size
+        )
+        return blocks.choose(energy.reshape(groups, outputs, -1), inputs).reshape(energy.shape)
+
     def zeros(self, mask: Mask) -> int:
         """Weights in blocks of zeros."""
         if self.outputs * self.inputs == 1:
@@ -146,11 +177,15 @@ class Zeros(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
     def judge(self, zeros: int, size: int) -> Shortfall | None:
         """What is wrong when so many of ``size`` weights are zero."""
-        goal = self.ratio * size
-        least = int(np.floor(goal + _ROUNDING)) + 1 if self.above else int(np.ceil(goal - _ROUNDING))
-        if zeros >= least:
+        missing = self.least(size) - zeros
+        if missing <= 0:
             return None
-        return Shortfall(f"{zeros / size:.4g} of the weights are zero, not {self}", least - zeros, size)
+        return Shortfall(f"{zeros / size:.4g} of the weights are zero, not {self}", missing, size)
+
+    def least(self, size: int) -> int:
+        """Of so many weights that many are zero at least."""
+        goal = self.ratio * size
+        return int(np.floor(goal + _ROUNDING)) + 1 if self.above else int(np.ceil(goal - _ROUNDING))
 
 
 class Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="runs"):
@@ -183,6 +218,24 @@ class Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
             return None
         return Shortfall(f"{inside / zeros:.4g} of the zeros stand in rows, not {self}", missing, zeros)
 
+    def choose(self, energy: Energy) -> Mask:
+        """What stays, true, of a weight so that most of an energy does.
+
+        Rows are the windows of least energy: as many as it takes, which hold all zeros that stood alone.
+        """
+        grid = energy.reshape(-1, energy.shape[INPUTS])
+        lost = sliding_window_view(grid, self.length, axis=1).sum(-1)
+        rows, columns = np.unravel_index(np.argsort(lost, axis=None, kind="stable"), lost.shape)
+
+        def without(count: int) -> Mask:
+            kept = grid > 0
+            for offset in range(self.length):
+                kept[rows[:count], columns[:count] + offset] = False
+            return kept.reshape(energy.shape)
+
+        enough = bisect_left(range(lost.size), True, key=lambda n: self.check(without(n), 0) is None)
+        return without(enough)
+
     def _in_rows(self, mask: Mask) -> int:
         edges = np.pad(mask, [(0, 0)] * 3 + [(1, 1)], constant_values=True).reshape(-1)
         starts = np.flatnonzero(edges[:-1] & ~edges[1:])
@@ -208,6 +261,12 @@ class Either(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         found = [one.misfit(sizes) for one in self.of]
         return found[0] if all(found) else None
 
+    def choose(self, energy: Energy) -> Mask:
+        """What stays, true, of a weight so that most of an energy does."""
+        groups, outputs, positions, inputs = energy.shape
+        fitting = [one for one in self.of if one.misfit((groups, outputs, positions, inputs)) is None]
+        return max((one.choose(energy) for one in fitting), key=lambda mask: float(energy[mask].sum()))
+
     def check(self, mask: Mask, most: int) -> Shortfall | None:
         """What is wrong with a weight by the pattern it is nearest to; None where it satisfies one."""
         sizes = mask.shape[0], mask.shape[1], mask.shape[2], mask.shape[3]
@@ -215,7 +274,7 @@ class Either(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
         missed = [shortfall for shortfall in found if shortfall is not None]
         if len(missed) < len(found):
             return None
-        nearest = min(missed, key=lambda shortfall: shortfall.count / shortfall.total)
+        nearest = min(missed, key=lambda shortfall: shortfall.share)
         return msgspec.structs.replace(nearest, text=f"it satisfies none of {self}: {nearest.text}")
 
 

@@ -29,7 +29,7 @@ class Finding:
         refusal: why the rule is not about it; empty where it is.
         shortfall: how it misses the requirement; None where it does not, or the rule is not about it.
         first: for the first groups it misses, where their non-zeros are in the stored tensor.
-        zeros: that count for a cluster, where the rule is about one.
+        zeros: that count for a cluster, where the rule is about one, and which cluster that is.
     """
 
     profile: Profile
@@ -39,6 +39,7 @@ class Finding:
     shortfall: Shortfall | None = None
     first: tuple[tuple[Index, ...], ...] = ()
     zeros: int = 0
+    cluster: int | None = None
 
     @property
     def eligible(self) -> bool:
@@ -96,7 +97,7 @@ def validate(
     for weight in found.weights:
         progress(weight.name)
         findings += _judge(weight, rules, storage, first, clusters)
-    return Validation(tuple(_together(findings, clusters)))
+    return Validation(tuple(_together(findings)))
 
 
 _Clusters: TypeAlias = Mapping[Rule, Mapping[int, int | str]]
@@ -133,27 +134,26 @@ def _judge(
                     zeros = want.zeros(mask)
         cells = shortfall.first if shortfall is not None else ()
         first = tuple(tuple(weight.place(cell) for cell in group) for group in cells)
-        findings.append(Finding(profile, rule, weight, refusal or "", shortfall, first, zeros))
+        number = cluster if isinstance(cluster, int) else None
+        findings.append(Finding(profile, rule, weight, refusal or "", shortfall, first, zeros, number))
     return findings
 
 
-def _together(findings: Sequence[Finding], clusters: _Clusters) -> Iterator[Finding]:
+def _together(findings: Sequence[Finding]) -> Iterator[Finding]:
     """The findings, with those of rules about clusters judged by all weights of the cluster."""
-    zeros: Counter[tuple[Rule, object]] = Counter()
-    sizes: Counter[tuple[Rule, object]] = Counter()
+    zeros: Counter[tuple[Rule, int]] = Counter()
+    sizes: Counter[tuple[Rule, int]] = Counter()
     for finding in findings:
-        key = finding.rule, clusters[finding.rule].get(finding.weight.node.index)
-        if finding.eligible:
-            zeros[key] += finding.zeros
-            sizes[key] += finding.weight.elements
+        if finding.cluster is not None and finding.eligible:
+            zeros[finding.rule, finding.cluster] += finding.zeros
+            sizes[finding.rule, finding.cluster] += finding.weight.elements
     for finding in findings:
         want = finding.rule.require
-        if finding.rule.cluster is None or not finding.eligible or not isinstance(want, Zeros):
-            yield finding
-        else:
-            key = finding.rule, clusters[finding.rule].get(finding.weight.node.index)
+        if finding.cluster is not None and finding.eligible and isinstance(want, Zeros):
+            key = finding.rule, finding.cluster
             shortfall = want.judge(zeros[key], sizes[key])
             if shortfall is not None:
                 text = f"of the cluster it is in, {shortfall.text}"
                 shortfall = msgspec.structs.replace(shortfall, text=text)
-            yield replace(finding, shortfall=shortfall)
+            finding = replace(finding, shortfall=shortfall)
+        yield finding

@@ -26,6 +26,7 @@ class Weight:
     Attributes:
         node: that reads it, as input ``input``.
         sizes: (groups, outputs, positions of a kernel, inputs); each output of a group sums over the inputs.
+        order: of the operand's axes that makes these sizes.
         kernel: its shape; () where the node is no convolution.
         macs: multiply-accumulates of the node in a run.
         readers: operands that are made of the same stored tensor, this one among them.
@@ -36,6 +37,7 @@ class Weight:
     node: Node
     input: int
     sizes: Sizes
+    order: tuple[int, int, int, int]
     kernel: tuple[int, ...]
     macs: int
     readers: int
@@ -56,6 +58,11 @@ class Weight:
     @property
     def strides(self) -> tuple[int, ...]:
         return tuple(self.node.attrs.get("strides", [1] * len(self.kernel)))
+
+    @property
+    def outputs_first(self) -> bool:
+        """Whether outputs come before inputs among the axes of the operand."""
+        return self.order[1] < self.order[3]
 
     @property
     def elements(self) -> int:
@@ -117,7 +124,9 @@ def survey(model: Model, storage: Storage) -> Survey:
             reason = str(error)
         if origin is not None or reason:
             sizes, work = _laid_out(fact), macs[fact.node.index]
-            found.append(Weight(fact.node, fact.input, sizes, fact.kernel, work, 1, origin, reason))
+            found.append(
+                Weight(fact.node, fact.input, sizes, fact.order, fact.kernel, work, 1, origin, reason)
+            )
     readers = Counter(weight.name for weight in found)
     weights = tuple(replace(weight, readers=readers[weight.name]) for weight in found)
     return Survey(weights, walk, origins)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..patterns.discover import Discovery
 from ..patterns.profile import Profile, Rule
 from ..patterns.validate import Finding, Validation
 from ..patterns.weights import Weight
@@ -24,6 +25,8 @@ class Total:
     Attributes:
         weights: of the model; ``eligible``: those the rule is about; ``satisfied``: those that satisfy it.
         macs: of the nodes that read each of these three.
+        near: how much of the groups, weights or sizes that the rule counts is as it wants it, in a mean over
+            the weights it is about, by their multiply-accumulates.
     """
 
     profile: Profile
@@ -32,11 +35,31 @@ class Total:
     eligible: int
     satisfied: int
     macs: tuple[int, int, int]
+    near: float
 
     @property
     def share(self) -> float:
         """Of the multiply-accumulates of weights the rule is about, those of weights that satisfy it."""
         return self.macs[2] / self.macs[1] if self.macs[1] else 1.0
+
+
+def discovery_json(found: Discovery) -> dict[str, Any]:
+    """The patterns a model has, for machines."""
+    return {
+        "groups": [
+            {
+                "nonzeros": one.pattern.nonzeros,
+                "of": one.pattern.of,
+                "shared": one.pattern.shared,
+                "weights": one.weights,
+                "satisfied": one.satisfied,
+                "macs": dict(zip(("all", "satisfied"), one.macs, strict=True)),
+                "groups": one.groups,
+            }
+            for one in found.groups
+        ],
+        "blocks": [asdict(one) for one in found.blocks],
+    }
 
 
 def totals(findings: Iterable[Finding]) -> list[Total]:
@@ -52,7 +75,9 @@ def _total(findings: Sequence[Finding]) -> Total:
     satisfied = [finding for finding in eligible if finding.satisfied]
     macs = tuple(sum(f.weight.macs for f in found) for found in (findings, eligible, satisfied))
     counts = len(findings), len(eligible), len(satisfied)
-    return Total(findings[0].profile, findings[0].rule, *counts, (macs[0], macs[1], macs[2]))
+    near = sum(f.weight.macs * (1 - f.shortfall.share if f.shortfall else 1) for f in eligible)
+    first = findings[0]
+    return Total(first.profile, first.rule, *counts, (macs[0], macs[1], macs[2]), near / max(1, macs[1]))
 
 
 def validation_json(validation: Validation) -> dict[str, Any]:
@@ -75,6 +100,7 @@ def validation_json(validation: Validation) -> dict[str, Any]:
                 "eligible": total.eligible,
                 "satisfied": total.satisfied,
                 "macs": dict(zip(("all", "eligible", "satisfied"), total.macs, strict=True)),
+                "near": total.near,
             }
             for total in totals(validation.findings)
         ],
