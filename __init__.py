@@ -36,6 +36,9 @@ from .analysis.patterns.validate import Finding, Validation, validate
 from .analysis.plan import Entry, Plan
 from .analysis.sensitivity import Curve, Sensitivity
 from .analysis.truncation import Ranks
+from .backends.conformance.run import Result as CaseResult
+from .backends.conformance.run import run_suite
+from .backends.conformance.suite import Suite, write_suite
 from .backends.emulator.report import Emulated
 from .backends.remote import RemoteTiming
 from .backends.run import bench, bench_remote, compile, emulate, emulate_gpu, latency_table, profile, tune
@@ -68,6 +71,7 @@ __all__ = [
     "Block",
     "Calibration",
     "CalibrationSource",
+    "CaseResult",
     "CheckError",
     "Cost",
     "Curve",
@@ -99,6 +103,7 @@ __all__ = [
     "SparseExport",
     "SparseLayer",
     "Sparsified",
+    "Suite",
     "UsageError",
     "Validation",
     "Verdict",
@@ -127,6 +132,7 @@ __all__ = [
     "profile",
     "prune",
     "read_profile",
+    "run_suite",
     "satisfy",
     "save",
     "sensitivity",
@@ -136,4 +142,5 @@ __all__ = [
     "validate",
     "verify",
     "without_blocks",
+    "write_suite",
 ]

@@ -9,6 +9,7 @@ from ..analysis.errors import OnnxPruneError, PluginWarning
 from . import (  # each adds its commands  # noqa: F401
     analyze,
     compile,
+    conformance,
     factorize,
     latency,
     prune,
