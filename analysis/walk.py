@@ -30,7 +30,16 @@ class Unsupported(Exception):
 _FLOAT = np.dtype(np.float32)
 
 # What reading a node that breaks its operator's specification ends in.
-_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError)
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError)
+
+
+def malformed(node: Node, error: Exception) -> ModelError:
+    """What to say of a node that cannot be read."""
+    return ModelError(
+        f"{node.name} is malformed: its attributes or inputs do not fit the operator"
+        f" ({type(error).__name__}: {error})"
+    )
+
 
 # Views of a constant share one typing, so that a weight read in slices stays one tensor.
 _VIEWS = {"Slice", "Split", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
@@ -257,11 +266,8 @@ class Walk:
                 if not self._fold(node):
                     self.nodes.append(node)
                     self._type(node)
-            except _MALFORMED as error:
-                raise ModelError(
-                    f"{node.name} is malformed: its attributes or inputs do not fit the operator"
-                    f" ({type(error).__name__}: {error})"
-                ) from None
+            except MALFORMED as error:
+                raise malformed(node, error) from None
 
     def _fold(self, node: Node) -> bool:
         """Constants and shape arithmetic. Sizes of types are the shapes, so nothing else infers them."""

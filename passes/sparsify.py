@@ -149,7 +149,7 @@ def sparsify(
     with tempfile.TemporaryDirectory(prefix="onnx-prune-") as folder:
         stream = Stream(model.proto, iter(()), Path(folder) / "empty")
         places = find_places(analysis.walk, model, stream, stream)
-        dense = _dense_reasons(analysis, places, stream, wanted or _ANY, ignore)
+        dense = dense_reasons(analysis, places, stream, wanted or _ANY, ignore)
         chosen = [p for p in places if p.fact.form in MATRICES and p.weight not in dense]
         if not chosen:
             reasons = "; ".join(dict.fromkeys(dense.values())) or "the model has no matrix or convolution"
@@ -171,7 +171,7 @@ def sparsify(
                     ways = {name: options(name, each, layers) for name, each in curves.items()}
 
                 def timed(patterns: Mapping[str, Blocks]) -> Time:
-                    return clock(_by_magnitude(model, chosen, patterns))
+                    return clock(by_magnitude(model, chosen, patterns))
 
                 patterns, time = fitting(ways, budget, clock(model), timed, progress)
 
@@ -196,7 +196,7 @@ def sparsify(
     return Sparsified(sparse, found, refits, verdict, inputs.source, time)
 
 
-def _by_magnitude(model: Model, places: Collection[Place], patterns: Mapping[str, Blocks]) -> Model:
+def by_magnitude(model: Model, places: Collection[Place], patterns: Mapping[str, Pattern]) -> Model:
     """A model with zeros of these patterns, which takes as long as any with them."""
     proto = onnx.ModelProto.FromString(model.proto.SerializeToString())
     at = {place.weight: place.layer for place in places if place.weight in patterns}
@@ -211,7 +211,7 @@ def _by_magnitude(model: Model, places: Collection[Place], patterns: Mapping[str
     return Model(proto)
 
 
-def _dense_reasons(
+def dense_reasons(
     analysis: Analysis, places: Collection[Place], stream: Stream, pattern: Pattern, ignore: Collection[str]
 ) -> dict[str, str]:
     """Weights of linear layers that stay dense, and why."""

@@ -13,7 +13,7 @@ from ..graph import Node
 from ..groups import analyze
 from ..model import Model
 from ..storage import Storage
-from ..walk import Walk
+from ..walk import MALFORMED, Walk, malformed
 from .grid import GROUPS, INPUTS, OUTPUTS, Cell, Mask, Sizes
 from .origin import Opaque, Origin, Origins
 from .steps import Dequantised, Index, Reshaped, Scale, Transposed
@@ -122,6 +122,8 @@ def survey(model: Model, storage: Storage) -> Survey:
             origin = _origin(origins, fact)
         except Opaque as error:
             reason = str(error)
+        except MALFORMED as error:
+            raise malformed(fact.node, error) from None
         if origin is not None or reason:
             sizes, work = _laid_out(fact), macs[fact.node.index]
             found.append(
