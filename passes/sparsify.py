@@ -8,7 +8,8 @@ between are fitted along, as after a cut (`passes.recover`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from .density import RATIOS, ErrorCurve, allocate
 from .latency import Latency
 from .measure.gram import Fit, Matrix
 from .measure.influence import root_influences
-from .measure.layers import can_be_read
+from .measure.layers import Layer, can_be_read
 from .measure.places import MATRICES, Place, find_places
 from .measure.statistics import gather, has_bias
 from .measure.stream import Stream
@@ -42,6 +43,7 @@ from .verify import Verdict, certify
 
 AUTO = "auto"
 _ANY = Blocks(1, 1, 0.0)
+_SHARED = "several nodes read it"
 _DAMPING = 1e-2
 # Operations that the search for the mask of a layer may take, and its stages at least and at most.
 _EFFORT = 4e11
@@ -156,8 +158,14 @@ def sparsify(
             raise PlanError(f"no weight can take the pattern {wanted or AUTO}: {reasons}")
         patterns: Mapping[str, Pattern]
         time = None
+        start, layers = model, {place.weight: [place.layer] for place in chosen}
         if isinstance(wanted, NM):
-            patterns = {place.weight: wanted for place in chosen}
+            shared = shared_layers(analysis, stream, wanted)
+            shared = {name: layers for name, layers in shared.items() if dense.get(name) == _SHARED}
+            start = by_magnitude(model, shared, dict.fromkeys(shared, wanted))
+            dense = {name: reason for name, reason in dense.items() if name not in shared}
+            layers |= shared
+            patterns = dict.fromkeys(layers, wanted)
         else:
             kinds = PATTERNS if wanted is None else (wanted,)
             curves = _curves(analysis, chosen, kinds, inputs, Path(folder), seed, progress)
@@ -167,11 +175,11 @@ def sparsify(
                     name: wanted.at(ratio) for name, ratio in zip(curves, ratios, strict=True) if ratio > 0
                 }
             elif budget is not None and clock is not None:
-                with layer_clock_for(target, model, progress) as layers:
-                    ways = {name: options(name, each, layers) for name, each in curves.items()}
+                with layer_clock_for(target, model, progress) as layer_clock:
+                    ways = {name: options(name, each, layer_clock) for name, each in curves.items()}
 
                 def timed(patterns: Mapping[str, Blocks]) -> Time:
-                    return clock(by_magnitude(model, chosen, patterns))
+                    return clock(by_magnitude(model, layers, patterns))
 
                 patterns, time = fitting(ways, budget, clock(model), timed, progress)
 
@@ -183,7 +191,7 @@ def sparsify(
 
         sparse, refits = recover(
             analysis,
-            model,
+            start,
             Selection({}),
             inputs.batches,
             Path(folder) / "fit",
@@ -192,23 +200,40 @@ def sparsify(
             solver=solve,
         )
     found = _layers(analysis, sparse, patterns, dense)
-    _certify(model, sparse, chosen, patterns)
+    _certify(model, sparse, layers, patterns)
     return Sparsified(sparse, found, refits, verdict, inputs.source, time)
 
 
-def by_magnitude(model: Model, places: Collection[Place], patterns: Mapping[str, Pattern]) -> Model:
-    """A model with zeros of these patterns, which takes as long as any with them."""
+def by_magnitude(
+    model: Model, layers: Mapping[str, Sequence[Layer]], patterns: Mapping[str, Pattern]
+) -> Model:
+    """A model whose smallest weights are zero, by patterns; ``layers`` are those that read each weight."""
     proto = onnx.ModelProto.FromString(model.proto.SerializeToString())
-    at = {place.weight: place.layer for place in places if place.weight in patterns}
     for tensor in proto.graph.initializer:
-        if tensor.name in at:
-            layer, value = at[tensor.name], array_of(tensor)
+        if tensor.name not in patterns:
+            continue
+        value = array_of(tensor)
+        for layer in layers[tensor.name]:
             energy = layer.columns(value) ** 2
             kept = np.empty(energy.shape, bool)
             kept[..., layer.order] = patterns[tensor.name].choose(energy, layer.run)
             sparse = layer.weight(layer.matrix(value) * kept.transpose(0, 2, 1))
-            tensor.CopyFrom(tensor_of(np.ascontiguousarray(sparse, value.dtype), tensor.name))
-    return Model(proto)
+            value = np.ascontiguousarray(sparse, value.dtype)
+        tensor.CopyFrom(tensor_of(value, tensor.name))
+    return Model(proto, model.path)
+
+
+def shared_layers(analysis: Analysis, stream: Stream, pattern: Pattern) -> dict[str, list[Layer]]:
+    """Weights that several layers read, and nothing else, all of which could have the pattern."""
+    reads = Counter(name for node in stream.nodes for name in node.input)
+    found: dict[str, list[Layer]] = {}
+    for fact in analysis.walk.linears:
+        name = fact.node.inputs[fact.weight]
+        if fact.form in MATRICES and name in stream.weights and reads[name] > 1 and can_be_read(fact):
+            layer = Layer(fact, fact.node, tuple(stream.weights[name].dims))
+            if len(layer.shape) > 1 and pattern.misfit(layer.outputs, layer.run) is None:
+                found.setdefault(name, []).append(layer)
+    return {name: layers for name, layers in found.items() if len(layers) == reads[name]}
 
 
 def dense_reasons(
@@ -244,7 +269,7 @@ def _names(fact: Linear) -> set[str]:
 def _obstacle(fact: Linear, stream: Stream) -> str:
     weight = fact.node.inputs[fact.weight]
     if sum(weight in node.input for node in stream.nodes) > 1:
-        return "several nodes read it"
+        return _SHARED
     if not can_be_read(fact):
         return f"a {fact.node.op} with these attributes is not known as a matrix"
     return "it is no matrix over data that depends on the inputs"
@@ -327,16 +352,16 @@ def _layers(
     return tuple(found.values())
 
 
-def _certify(model: Model, sparse: Model, places: Collection[Place], wanted: Mapping[str, Pattern]) -> None:
+def _certify(
+    model: Model, sparse: Model, layers: Mapping[str, Sequence[Layer]], wanted: Mapping[str, Pattern]
+) -> None:
     """Nothing but values of weights changed, and they satisfy their patterns."""
     other = difference(model.proto, sparse.proto)
     if other:
         raise CheckError(f"apart from its weights the sparse model is another one: {other}")
     values = {tensor.name: tensor for tensor in sparse.proto.graph.initializer}
-    for place in places:
-        pattern = wanted.get(place.weight)
-        if pattern is None:
-            continue
-        violation = pattern.check(place.layer.columns(array_of(values[place.weight])), place.layer.run)
-        if violation is not None:
-            raise CheckError(f"'{place.weight}' does not satisfy {pattern}: {violation.text}")
+    for name, pattern in wanted.items():
+        for layer in layers[name]:
+            violation = pattern.check(layer.columns(array_of(values[name])), layer.run)
+            if violation is not None:
+                raise CheckError(f"'{name}' does not satisfy {pattern}: {violation.text}")

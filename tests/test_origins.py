@@ -177,6 +177,23 @@ def test_data_is_no_weight() -> None:
     assert surveyed(g, g("MatMul", x, g("Transpose", x, perm=[0, 2, 1]))).weights == ()
 
 
+def test_what_is_computed_once_has_no_weights() -> None:
+    """A product of two constants, as of positions that an exporter wrote down: runtimes fold it."""
+    g = Graph()
+    once = g("MatMul", g.weight(8, 16), g.weight(16, 8))
+    (weight,) = surveyed(g, g("Add", g("MatMul", g.input(4, 8), once), g.weight(8))).weights
+    assert weight.origin is None and "made by MatMul" in weight.reason
+
+
+def test_shapes_that_the_graph_computes() -> None:
+    """A weight that is reshaped to the size of an input is still the weight."""
+    g = Graph()
+    x = g.input(2, 12)
+    sizes = g("Concat", g("Slice", g("Shape", x), g.ints(1), g.ints(2)), g.ints(-1), axis=0)
+    (weight,) = surveyed(g, g("MatMul", x, g("Reshape", g.weight(3, 4, 10, name="w"), sizes))).weights
+    assert weight.name == "w" and weight.place((0, 3, 0, 5)) == (1, 1, 3)
+
+
 def test_nodes_that_share_a_weight_are_counted() -> None:
     g = Graph()
     w = g.weight(4, 4, name="w")

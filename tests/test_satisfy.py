@@ -11,7 +11,7 @@ from graphs import Graph
 from onnx import numpy_helper
 from onnx_prune import Model, all_profiles, load, satisfy, sparsify, validate
 from onnx_prune.models import zoo
-from onnx_prune.models.digits import FOLDER, load_digits, unlabelled
+from onnx_prune.models.digits import FOLDER, load_digits
 from onnx_prune.passes.execute import execute
 from plugging import command
 
@@ -127,7 +127,7 @@ def test_graphs_of_the_zoo_satisfy_all_sparse_profiles(name: str) -> None:
 def test_fitting_loses_less_than_taking_the_smallest() -> None:
     model = load(FOLDER / "digits_resnet.onnx")
     plain = satisfy(model, ["nvidia-2:4"])
-    fitted = satisfy(model, ["nvidia-2:4"], calibration=unlabelled(128))
+    fitted = satisfy(model, ["nvidia-2:4"], calibration="onnx_prune.models.digits:unlabelled", samples=128)
     assert plain.after.ok and fitted.after.ok and fitted.refits and not plain.refits
     data = {model.proto.graph.input[0].name: load_digits("test").images[:100]}
     (dense,) = execute(model.proto, data).values()

@@ -128,8 +128,26 @@ def test_what_stays_dense_says_why() -> None:
     result = sparse(g.model(g("Conv", x, g.weight(8, 8, 1, 1, name="thin"))), "2:4", ignore=["kept"])
     reasons = {layer.weight: layer.reason for layer in result.layers}
     assert "needs 4 consecutive inputs" in reasons.pop("w0")
-    assert reasons == {"shared": "several nodes read it", "kept": "it is to be ignored", "thin": ""}
-    assert (value(result.model, "kept") != 0).all() and (value(result.model, "shared") != 0).all()
+    assert reasons == {"shared": "", "kept": "it is to be ignored", "thin": ""}
+    assert (value(result.model, "kept") != 0).all()
+
+
+def test_layers_that_share_a_weight_share_its_zeros() -> None:
+    """By N:M; a ratio is met by other layers. What an addition reads as well stays dense."""
+    g = Real()
+    w = g.weight(8, 8, name="shared")
+    x = g("Relu", g("Gemm", g.input("N", 8), w, transB=1))
+    x = g("Relu", g("Gemm", x, w))  # along the other axis
+    added = g.weight(8, 8, name="added")
+    x = g("Gemm", x, g("Add", added, g.scalar(0.0)))
+    model = g.model(g("Gemm", g("Gemm", x, added), g.weight(8, 8, name="own")))
+    result = sparse(model, "2:4")
+    grid = value(result.model, "shared") != 0
+    assert (grid.reshape(8, 2, 4).sum(-1) <= 2).all() and (grid.reshape(2, 4, 8).sum(1) <= 2).all()
+    assert (value(result.model, "added") != 0).all()
+    reasons = {layer.weight: layer.reason for layer in result.layers}
+    assert reasons["shared"] == reasons["own"] == "" and reasons["added"] == "several nodes read it"
+    assert (value(sparse(model, "50%").model, "shared") != 0).all()
 
 
 def test_shapes_and_the_signature_stay() -> None:

@@ -62,6 +62,7 @@ class Net:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
+        self.ends: list[str] = []  # outputs besides the last step's
 
     def const(self, value: Any, dtype: Any = None, name: str = "") -> str:
         name = name or f"c{len(self.constants)}"
@@ -102,7 +103,7 @@ class Net:
         return helper.tensor_dtype_to_np_dtype(found.elem_type), dims
 
     def model(self, *outputs: str) -> ModelProto:
-        made = [onnx.ValueInfoProto(name=name) for name in outputs]
+        made = [onnx.ValueInfoProto(name=name) for name in (*outputs, *self.ends)]
         proto = _model(helper.make_graph(self.nodes, "g", self.inputs, made, self.constants))
         typed = onnx.shape_inference.infer_shapes(proto)
         del proto.graph.output[:]
@@ -119,15 +120,15 @@ Make: TypeAlias = Callable[[], ModelProto]
 Step: TypeAlias = Callable[[Net, str], str]
 
 
-def of(stored: Array, *steps: Step, node: bool = False) -> Make:
-    """The model in which a stored tensor goes through steps; ``node``: it is a Constant node."""
+def of(stored: Array, *steps: Step, held: str = "") -> Make:
+    """The model in which a stored tensor goes through steps; ``held``: by that attribute of a Constant."""
 
     def make() -> ModelProto:
         net = Net()
-        name = "w" if node else net.const(stored, name="w")
-        if node:
-            value = numpy_helper.from_array(stored, "held")
-            net.nodes.append(helper.make_node("Constant", [], ["w"], "held", value=value))
+        name = "w" if held else net.const(stored, name="w")
+        if held:
+            value = numpy_helper.from_array(stored, "held") if held == "value" else stored.tolist()
+            net.nodes.append(helper.make_node("Constant", [], ["w"], "held", **{held: value}))
         for step in steps:
             name = step(net, name)
         return net.model(name)
@@ -226,11 +227,11 @@ def gemm(trans: bool = False, *, left: bool = False, op: str = "Gemm") -> Step:
     return step
 
 
-def matmul(*, left: bool = False) -> Step:
+def matmul(*, left: bool = False, op: str = "MatMul") -> Step:
     def step(net: Net, name: str) -> str:
         dtype, shape = net.type_of(name)
         x = net.data(dtype, *_factor(shape, left))
-        return net("MatMul", *((name, x) if left else (x, name)))
+        return net(op, *((name, x) if left else (x, name)))
 
     return step
 
@@ -332,6 +333,20 @@ def put(values: Array, *places: Index, value: float = 1) -> Array:
     for place in places:
         changed[place] = value
     return changed
+
+
+def negative_zeros(values: Array) -> Array:
+    """The same with -0.0 for 0.0."""
+    return np.where(values == 0, -values - values.dtype.type(0), values)
+
+
+def cycled(pairs: int, outputs: int, dtype: Any = np.float16) -> Array:
+    """(pairs, 2, outputs), of inputs in pairs: the first of each is not zero."""
+    return np.stack([np.ones((pairs, outputs)), np.zeros((pairs, outputs))], axis=1).astype(dtype)
+
+
+def ones(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.ones(shape, dtype)
 
 
 def byte(values: Array) -> Array:

@@ -19,7 +19,7 @@ from onnx_prune.models import zoo
 from onnx_prune.passes.measure.places import MATRICES, find_places
 from onnx_prune.passes.measure.stream import Stream
 from onnx_prune.passes.pipeline import shrunk
-from onnx_prune.passes.sparsify import by_magnitude, dense_reasons
+from onnx_prune.passes.sparsify import by_magnitude, dense_reasons, shared_layers
 from rich.progress import track
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -46,7 +46,8 @@ def sparsified(model: Model) -> dict[str, Any]:
         places = find_places(analysis.walk, model, stream, stream)
         dense = dense_reasons(analysis, places, stream, pattern, ())
         chosen = [place for place in places if place.fact.form in MATRICES and place.weight not in dense]
-        sparse = by_magnitude(model, chosen, dict.fromkeys((place.weight for place in chosen), pattern))
+        layers = shared_layers(analysis, stream, pattern) | {p.weight: [p.layer] for p in chosen}
+        sparse = by_magnitude(model, layers, dict.fromkeys(layers, pattern))
     rule = [f for f in validate(sparse, ["nvidia-2:4"]).findings if f.rule.id == "two-of-four"]
     eligible = [finding for finding in rule if finding.eligible]
     left = {finding.weight.name for finding in eligible if not finding.satisfied}
@@ -76,11 +77,11 @@ def written(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `make profiles`: each of the zoo's graphs where `sparsify --pattern 2:4` puts its zeros"
         " (weights that miss the rule of `nvidia-2:4`, of those it is about), and after `validate --fix` for"
-        " each profile by itself (times that rules are missed, before → after; rules on least sizes are left out)."
-        " A dash: the rules are about no weight of the graph.",
+        " each profile by itself (times that rules are missed, before → after; those on least sizes are left"
+        " out). A dash: the rules are about no weight of the graph.",
         "",
-        "What is left of rules on channels are inputs of the model, such as the three colours of an image, and"
-        " layers with fewer channels than the multiple.",
+        "What is left of rules on channels are inputs of the model, such as the three colours of an image,"
+        " and layers with fewer channels than the multiple.",
         "",
         "| graph | sparsify 2:4 | " + " | ".join(profiles) + " |",
         "| --- | --- | " + " | ".join("---" for _ in profiles) + " |",

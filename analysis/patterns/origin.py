@@ -125,7 +125,10 @@ class Origins:
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor does not depend on the model's inputs."""
-        return name in self._stored or name in self._makers
+        if name in self._stored or name in self._makers:
+            return True
+        folded = self._walk.constants.get(name)
+        return folded is not None and folded.static is None
 
     def find(self, name: str) -> Origin | None:
         """Where a tensor is stored; None when it depends on the model's inputs.

@@ -102,7 +102,7 @@ class Survey:
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor does not depend on the model's inputs."""
-        return self.origins.is_constant(name) or name in self.walk.constants
+        return self.origins.is_constant(name)
 
 
 def survey(model: Model, storage: Storage) -> Survey:
@@ -117,6 +117,8 @@ def survey(model: Model, storage: Storage) -> Survey:
     origins = Origins(analysis.model.proto, walk, storage)
     found: list[Weight] = []
     for fact in walk.operands:
+        if origins.is_constant(fact.node.outputs[0]):
+            continue  # it is computed once, whatever the inputs
         origin, reason = None, ""
         try:
             origin = _origin(origins, fact)
