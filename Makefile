@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz mutations tvm-zoo exports arm-setup arm-counts arm-rpc cuda-kernels test-gpu clean
+.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz profiles validate-speed mutations tvm-zoo exports arm-setup arm-counts arm-rpc cuda-kernels test-gpu clean
 
 install: .venv/.installed
 
@@ -85,6 +85,16 @@ speed: .venv/.installed
 # Slow: 10,000 random graphs, equal to the last bit.
 fuzz: .venv/.tested
 	ONNX_PRUNE_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/test_random_graphs.py
+
+# Slow: graphs of the zoo made to satisfy each profile, and our backend run through the conformance kits; the
+# tables go to docs/profiles_zoo.md and docs/conformance_runs.md.
+profiles: .venv/.installed
+	$(BIN)/python tools/profiles_table.py
+	$(BIN)/python tools/conformance_table.py
+
+# Slow: models of 1 GB validated; the table goes to docs/validate_speed.md.
+validate-speed: .venv/.installed
+	$(BIN)/python tools/validate_speed.py
 
 # Slow: every rule broken on purpose; the table goes to docs/mutations.md.
 mutations: .venv/.tested

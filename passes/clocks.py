@@ -88,11 +88,18 @@ def layer_clock_for(
         UsageError: there is no such target, or it has no kernels for zeros.
         BackendError: its runtime is missing, or cannot take the model.
     """
+    check_skips_zeros(target)
+    return LAYER_CLOCKS[target](model, report)
+
+
+def check_skips_zeros(target: str) -> None:
+    """Raises:
+    UsageError: no target of that name can be timed by layer, or it has no kernels for zeros.
+    """
     check_target(target)
     if target not in LAYER_CLOCKS:
         have = ", ".join(sorted(LAYER_CLOCKS))
         raise UsageError(f"'{target}' has no kernels that skip zeros; choose one of {have}")
-    return LAYER_CLOCKS[target](model, report)
 
 
 def check_target(target: str) -> None:

@@ -25,7 +25,7 @@ from ..analysis.patterns.pattern import NM, Blocks, Pattern, parse_pattern
 from ..analysis.plan import Plan
 from ..analysis.selection import Selection
 from ..analysis.threads import threads_for
-from .clocks import Time, clock_for, layer_clock_for
+from .clocks import Time, check_skips_zeros, clock_for, layer_clock_for
 from .data.calibrate import SAMPLES, Calibration, Spec, open_calibration
 from .density import RATIOS, ErrorCurve, allocate
 from .latency import Latency
@@ -142,6 +142,8 @@ def sparsify(
     if (budget is None) != (pattern != AUTO):
         raise UsageError(f"the pattern {AUTO} and a latency belong together: give both, or another pattern")
     wanted = None if pattern == AUTO else parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    if budget is not None:
+        check_skips_zeros(target)
     clock = None if budget is None else clock_for(target, model)
     inputs = open_calibration(calibration, model, samples=samples)
     nothing = Plan((), {})

@@ -106,6 +106,7 @@ def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
         "onnx_prune/analysis/report/report.html.j2",
         "onnx_prune/passes/verify.py",
         "onnx_prune/backends/tvm/schedules/gemm.py",
+        "onnx_prune/analysis/patterns/profiles/nvidia-2-4.toml",
         "onnx_prune/models/digits.npz",
         "onnx_prune/models/zoo/tv_resnet50.onnx.xz",
     } <= names

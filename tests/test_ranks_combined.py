@@ -195,11 +195,12 @@ def test_a_sensitivity_knows_no_ranks() -> None:
 def test_the_command(tmp_path: Path) -> None:
     out, saved = tmp_path / "out.onnx", tmp_path / "plan.json"
     budgets = ("--macs", "50%", "--params", "40%", "--bytes", "200KB")
-    done = run("prune", RESNET, "-o", out, *budgets, "--low-rank", "--save-plan", saved, "--json", "-")
+    few = ("--calibration", "onnx_prune.models.digits:unlabelled", "--samples", "48")
+    done = run("prune", RESNET, "-o", out, *budgets, "--low-rank", "--save-plan", saved, "--json", "-", *few)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["ranks"] and told["verify"]["ok"] and told["bytes"]["after"] <= 200_000
     assert run("verify", RESNET, out, "--plan", saved).returncode == 0
-    done = run("factorize", RESNET, "-o", out, "--bytes", "60%")
+    done = run("factorize", RESNET, "-o", out, "--bytes", "60%", *few)
     assert done.returncode == 0, done.stderr
     assert run("prune", RESNET, "-o", out, "--memory", "50%", "--low-rank").returncode == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx_prune import Model, UsageError, compile, load, tune
 from onnx_prune.backends.artifact import CpuArtifact
@@ -224,13 +225,14 @@ def test_tuning_without_a_database_is_refused() -> None:
 
 
 def test_the_commands(tmp_path: Path) -> None:
-    folder, library = tmp_path / "tuned", tmp_path / "out.so"
-    done = run("tune", MOBILENET, "--database", folder, "--time", "4s", "--json", "-")
+    folder, library, source = tmp_path / "tuned", tmp_path / "out.so", tmp_path / "model.onnx"
+    onnx.save(convolutions(), source)
+    done = run("tune", source, "--database", folder, "--time", "4s", "--json", "-")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["total"] > 0 and folder.is_dir()
-    done = run("compile", MOBILENET, "-o", library, "--database", folder, "--tune", "1s")
+    done = run("compile", source, "-o", library, "--database", folder, "--tune", "1s")
     assert done.returncode == 0 and library.exists(), done.stderr
-    wrong = run("tune", MOBILENET, "--database", folder, "--time", "5")
+    wrong = run("tune", source, "--database", folder, "--time", "5")
     assert wrong.returncode == 2 and "write 90s, 5m or 1h" in wrong.stderr
     assert_one_line(wrong)
