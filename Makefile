@@ -40,7 +40,7 @@ lint: .venv/.tested
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 # What compiling for 64-bit ARM and running that here takes: a linker, QEMU and TVM's runtime for it.
 arm-setup: .venv/.installed

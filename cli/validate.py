@@ -52,7 +52,15 @@ def validate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")
     ] = None,
-    calibration: options.Calibration = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            metavar="DATA",
+            help="Fit the layers that get zeros on unlabelled inputs: FILE.npz, a FOLDER of .npy files,"
+            " module:function; without, the smallest weights go.",
+        ),
+    ] = None,
     samples: options.Samples = 256,
     json_: options.Json = None,
     sarif_: Annotated[

@@ -135,6 +135,8 @@ def _multiples_of_axes(analysis: Analysis, validation: Validation) -> _Multiples
         node, i = finding.weight.node, finding.weight.input
         name = node.inputs[i]
         axes = analysis.walk.uses.get((node.index, i)) or analysis.walk.axes_of.get(name) or []
+        if len(axes) < 2:
+            continue  # a vector, which has no channels to speak of
         for axis, multiple in zip(_channels(finding.weight, axes), (want.inputs, want.outputs), strict=True):
             if multiple > 1:
                 found.setdefault(axis, []).append((finding.rule.level == "hard", multiple))

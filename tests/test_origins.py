@@ -201,6 +201,9 @@ def test_nodes_that_share_a_weight_are_counted() -> None:
     y = g("MatMul", first, g("Transpose", w, perm=[1, 0]))
     weights = surveyed(g, y).weights
     assert [(weight.name, weight.readers) for weight in weights] == [("w", 2), ("w", 2)]
+    ids = g("Cast", g("ReduceSum", y, g.ints(1)), to=TensorProto.INT64)
+    table = g("Gather", w, ids)
+    assert surveyed(g, table).weights[0].readers == 3  # a table of embeddings that is tied to two layers
     assert weights[0].place((0, 1, 0, 2)) == (2, 1) and weights[1].place((0, 1, 0, 2)) == (1, 2)
 
 

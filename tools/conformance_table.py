@@ -1,6 +1,6 @@
 """The conformance kits of all profiles, run through ONNX Runtime and our backend.
 
-Writes docs/conformance_runs.md. ``python tools/conformance_table.py [PROFILE ...]``; takes ten minutes for all.
+Writes docs/conformance_runs.md. ``python tools/conformance_table.py [PROFILE ...]``; takes ten minutes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def main() -> None:
     lines = [
         "# Conformance of ONNX Runtime and of our backend",
         "",
-        "Made by `make profiles`: cases of each profile's kit ([conformance.md](conformance.md)), of which the sparse"
-        " ones hold weights that satisfy a rule; how many passed / failed / are not supported.",
+        "Made by `make profiles`: cases of each profile's kit ([conformance.md](conformance.md)), of which"
+        " the sparse ones hold weights that satisfy a rule; how many passed / failed / are not supported.",
         "",
         "| profile | cases | sparse | ONNX Runtime | onnx-prune, TVM on CPU |",
         "| --- | --- | --- | --- | --- |",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +104,12 @@ def _nonzero(values: Array, out: NDArray[np.bool_]) -> None:
 
 
 class Origins:
-    """Finds where operands of a model are stored."""
+    """Finds where operands of a model are stored.
+
+    Attributes:
+        readers: for each stored tensor, how often nodes that depend on the model's inputs read it, or what is
+            made of it.
+    """
 
     def __init__(self, proto: onnx.ModelProto, walk: Walk, storage: Storage) -> None:
         self._walk = walk
@@ -113,6 +120,22 @@ class Origins:
             self._stored |= {tensor.name: constant_of(tensor) for tensor in graph.initializer}
             for index, node in enumerate(graph.node):
                 self._note(read_node(index, node))
+        self.readers = Counter(
+            self._root(name) for graph in walk_graphs(proto.graph) for name in self._read(graph)
+        )
+
+    def _read(self, graph: onnx.GraphProto) -> Iterator[str]:
+        """What nodes of a graph read that depend on the model's inputs, and its outputs."""
+        for node in graph.node:
+            if not any(name in self._makers for name in node.output):
+                yield from node.input
+        yield from (output.name for output in graph.output)
+
+    def _root(self, name: str) -> str:
+        """The stored tensor that another is made of."""
+        while name in self._makers:
+            name = self._makers[name].inputs[0]
+        return name
 
     def _note(self, node: Node) -> None:
         """Keep what is made from constants alone."""

@@ -29,7 +29,7 @@ class Weight:
         order: of the operand's axes that makes these sizes.
         kernel: its shape; () where the node is no convolution.
         macs: multiply-accumulates of the node in a run.
-        readers: operands that are made of the same stored tensor, this one among them.
+        readers: how often nodes read the stored tensor, or what is made of it: once for this one.
         origin: where it is stored; None when that cannot be told.
         reason: why not.
     """
@@ -131,8 +131,7 @@ def survey(model: Model, storage: Storage) -> Survey:
             found.append(
                 Weight(fact.node, fact.input, sizes, fact.order, fact.kernel, work, 1, origin, reason)
             )
-    readers = Counter(weight.name for weight in found)
-    weights = tuple(replace(weight, readers=readers[weight.name]) for weight in found)
+    weights = tuple(replace(weight, readers=origins.readers[weight.name]) for weight in found)
     return Survey(weights, walk, origins)
 
 
