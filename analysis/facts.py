@@ -54,14 +54,16 @@ class Operand:
     That is what it is when it is reshaped to ``sizes`` and its axes are taken in ``order``. Each output is a
     sum over the inputs of its group, at all positions.
 
-    ``kernel`` is the shape of a kernel, where the node has one. ``zero`` is the number of the input that
-    holds the zero point, None where zeros are 0.
+    ``data`` is the number of the input that is multiplied by it; None where that is no input. ``kernel`` is
+    the shape of a kernel, where the node has one. ``zero`` is the number of the input that holds the zero
+    point, None where zeros are 0.
     """
 
     node: Node
     input: int
     sizes: tuple[int, int, int, int]
     order: tuple[int, int, int, int]
+    data: int | None
     kernel: tuple[int, ...] = ()
     zero: int | None = None
 

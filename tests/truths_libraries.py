@@ -3,7 +3,36 @@
 from __future__ import annotations
 
 import numpy as np
-from truths_models import *
+from truths_models import (
+    BFLOAT16,
+    E4M3,
+    E5M2,
+    NO,
+    OTHER,
+    YES,
+    Truth,
+    byte,
+    cast,
+    conv,
+    cycled,
+    dq,
+    filters,
+    gemm,
+    half,
+    matmul,
+    matmul_integer,
+    negative_zeros,
+    of,
+    products,
+    put,
+    q,
+    qlinear_matmul,
+    reshape,
+    rows,
+    squeeze,
+    times,
+    transpose,
+)
 
 H, B, F = "two-of-four-half", "two-of-four-byte", "one-of-two-float"
 SIXTEEN = half(rows("1100 1010 1001 1100", 16))
@@ -23,7 +52,9 @@ CUSPARSELT = [
     Truth("half: 24 inputs", H, of(half(rows("1100" * 6, 16)), gemm(True)), OTHER),
     Truth("half: 24 outputs", H, of(half(rows("1100" * 4, 24)), gemm(True)), OTHER),
     Truth("half: 24 inputs of a MatMul", H, of(half(rows("1100" * 6, 16)).T, matmul()), OTHER),
-    Truth("half: 24 rows of data are no size of the weight", H, of(SIXTEEN.T, transpose(), gemm(True)), YES),
+    Truth(
+        "half: three rows of data are no size of the weight", H, of(SIXTEEN.T, transpose(), gemm(True)), YES
+    ),
     Truth("half: a stack of matrices", H, of(np.zeros((2, 16, 16), np.float16), matmul()), OTHER),
     Truth("half: a vector has one output", H, of(SIXTEEN[0], matmul()), OTHER),
     Truth("half: a convolution", H, of(filters(SIXTEEN, 1, 1), conv()), OTHER),

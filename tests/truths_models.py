@@ -84,7 +84,7 @@ class Net:
         self.nodes.append(node)
         return f"{name}.y"
 
-    def data(self, dtype: Any, *shape: int, real: bool = False) -> str:
+    def data(self, dtype: Any, *shape: int | str, real: bool = False) -> str:
         """Data beside a weight: quantised where the weight is, if it is not to be ``real``."""
         quantised = any(node.op_type == "DequantizeLinear" for node in self.nodes)
         if not quantised or real:
@@ -214,15 +214,15 @@ def conv(group: int = 1, *, op: str = "Conv", real: bool = False, **attributes: 
     return step
 
 
-def gemm(trans: bool = False, *, left: bool = False, op: str = "Gemm") -> Step:
+def gemm(trans: bool = False, *, left: bool = False, op: str = "Gemm", batch: int | str = _BATCH) -> Step:
     """A product with data on the left; or, ``left``, with the weight there. ``trans`` is of the weight."""
 
     def step(net: Net, name: str) -> str:
         dtype, (rows, columns) = net.type_of(name)
         summed = columns if trans != left else rows
         if left:
-            return net(op, name, net.data(dtype, summed, _BATCH), transA=int(trans))
-        return net(op, net.data(dtype, _BATCH, summed), name, transB=int(trans))
+            return net(op, name, net.data(dtype, summed, batch), transA=int(trans))
+        return net(op, net.data(dtype, batch, summed), name, transB=int(trans))
 
     return step
 

@@ -7,7 +7,6 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from truths_models import (
     BFLOAT16,
     E4M3,
-    E5M2,
     INT4,
     NO,
     OTHER,
@@ -28,12 +27,12 @@ from truths_models import (
     layouts,
     matmul,
     matmul_integer,
+    negative_zeros,
     node,
     of,
     products,
     put,
     q,
-    qlinear_matmul,
     reshape,
     rows,
     squeeze,
@@ -45,11 +44,15 @@ from truths_models import (
 # Rows have two of four, the first column has none that is zero.
 EIGHT = rows("1100 0101", 8)
 FOUR = rows("1100 0101", 4)
+SEVEN = np.arange(8, dtype=np.int8)[:, None]
 COUNTED = np.arange(4, dtype=np.int8)[:, None]
 
 
 def branches() -> ModelProto:
-    """Two branches, each with a weight of its own that is called w: the first is dense."""
+    """Two branches, each with a weight of its own that is called w: the first is dense.
+
+    When a model is read, the name of one of them becomes another.
+    """
     net = Net()
     x, yes = net.input(np.float32, 3, 8), net.input(np.bool_)
     bodies = []
@@ -87,6 +90,7 @@ def three_axes() -> Array:
     return np.stack([np.full((4, 4), k < 2) for k in range(4)]).astype(np.float32)
 
 
+INNER = filters(rows("1010"), 4, 4).transpose(0, 2, 3, 1)  # outputs, height, width, inputs
 FLAT = filters(rows("1010"), 2, 2).transpose(0, 2, 3, 1).reshape(-1)
 
 T = "two-of-four"
@@ -168,6 +172,25 @@ NVIDIA = [
         NO,
         first=[(0, 0), (0, 1), (0, 2), (0, 3)],
     ),
+    Truth(
+        "a zero point for each of the default axis, 1",
+        T,
+        of((byte(FOUR) * np.int8(5) + COUNTED).T, dq([0, 1, 2, 3], [1] * 4), matmul()),
+        YES,
+    ),
+    Truth(
+        "a zero point for each of the last axis, transposed before it",
+        T,
+        of(byte(FOUR) * np.int8(5) + COUNTED, transpose(), dq([0, 1, 2, 3], [1] * 4, axis=-1), matmul()),
+        YES,
+    ),
+    Truth(
+        "a zero point for each of the axis the outputs were stored in",
+        T,
+        of(put(EIGHT, (0, 2)).astype(np.int8) + SEVEN, transpose(), dq(range(8), [1] * 8, axis=1), matmul()),
+        NO,
+        first=[(0, 0), (0, 1), (0, 2)],
+    ),
     Truth("uint8", T, of(EIGHT.astype(np.uint8), dq(), gemm(True)), OTHER),
     Truth("int4", T, of(EIGHT.astype(INT4), dq(), gemm(True)), OTHER),
     Truth("8-bit floats", T, of(EIGHT.astype(E4M3), dq(), gemm(True)), OTHER),
@@ -217,6 +240,41 @@ NVIDIA = [
         T,
         of(rows("8822") / np.float32(4), cast(np.int32), cast(np.float32), gemm(True)),
         YES,
+    ),
+    Truth(
+        "8-bit floats cast to integers, cut off",
+        T,
+        of((rows("8822") / np.float32(4)).astype(E4M3), cast(np.int8), cast(np.float32), gemm(True)),
+        YES,
+    ),
+    Truth(
+        "what is too small for float16 is zero",
+        T,
+        of(put(FOUR, (0, 2), value=1e-30).astype(BFLOAT16), cast(np.float16), gemm(True)),
+        YES,
+    ),
+    Truth("any number of rows of data", T, of(EIGHT, gemm(True, batch="N")), YES),
+    Truth("any number of rows of data, along columns", T, of(EIGHT, gemm(batch="N")), NO),
+    Truth(
+        "Reshape by 0 and -1",
+        T,
+        of(rows("1111 0000 1111 0000"), reshape(0, -1, 1, 2), reshape(0, 0, 2, -1), conv()),
+        YES,
+    ),
+    Truth(
+        "Reshape by 0 and -1 of what is full at every other pixel",
+        T,
+        of(rows("1010 1010 1010 1010"), reshape(0, -1, 1, 2), reshape(0, 0, 2, -1), conv()),
+        NO,
+        first=[(0, 0), (0, 2), (0, 4), (0, 6)],
+    ),
+    Truth("two Transposes", T, of(INNER, transpose(3, 0, 1, 2), transpose(1, 0, 2, 3), conv()), YES),
+    Truth(
+        "two Transposes, one too many",
+        T,
+        of(put(INNER, (2, 0, 3, 1)), transpose(3, 0, 1, 2), transpose(1, 0, 2, 3), conv()),
+        NO,
+        first=[(2, 0, 3, 0), (2, 0, 3, 1), (2, 0, 3, 2)],
     ),
     Truth(
         "Reshape of rows, pixels last", T, of(rows("1111 1111 0000 0000"), reshape(4, 4, 2, 2), conv()), YES
@@ -289,7 +347,7 @@ NVIDIA = [
         node="MatMul",
     ),
     Truth("read by two after one Transpose", T, of(EIGHT, transpose(), fork((matmul(),), (gemm(),))), YES),
-    Truth("in branches, each with its own w: dense", T, branches, NO, node="dense"),
+    Truth("in branches, each with its own w: dense", T, branches, NO, weight="w.1", node="dense"),
     Truth("in branches, each with its own w: sparse", T, branches, YES, node="sparse"),
     Truth("in a function", T, called(FOUR), YES),
     Truth("in a function, dense", T, called(np.ones((4, 8), np.float32)), NO),

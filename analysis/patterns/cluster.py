@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import msgspec
 import networkx as nx
@@ -26,13 +26,15 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         entry: takes data from outside.
         depthwise: kernels of depthwise convolutions.
         through: other operators.
-        exits: operators whose results may leave.
+        exits: operators whose results may leave, and what is computed from these alone.
+        ends: operators whose results do leave.
     """
 
     entry: Entry
     depthwise: tuple[tuple[int, ...], ...]
     through: tuple[str, ...]
     exits: tuple[str, ...]
+    ends: tuple[str, ...] = ()
 
     def find(self, survey: Survey, counted: Mapping[int, Weight]) -> dict[int, int | str]:
         """The cluster of each counted weight by the index of its node, or why it is in none."""
@@ -46,17 +48,22 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         graph = nx.Graph()
         graph.add_nodes_from(inside)
         outside: dict[int, str] = {}
+        free: set[int] = set()  # nodes whose results may leave
         for node in survey.walk.nodes:
-            for name in self._data(node, survey):
-                maker = makers.get(name)
-                if maker is not None and maker.index in inside and node.index in inside:
+            data = [(name, makers.get(name)) for name in node.inputs if name and not survey.is_constant(name)]
+            for name, maker in data:
+                within = maker is not None and maker.index in inside and maker.op not in self.ends
+                if maker is not None and within and node.index in inside:
                     graph.add_edge(maker.index, node.index)
                 elif node.index in inside and not self._is_entry(node, weights.get(node.index)):
                     outside[node.index] = f"{node.name} reads '{name}', which is made outside of it"
-                elif maker is not None and maker.index in inside and maker.op not in self.exits:
+                elif maker is not None and within and maker.index not in free:
                     outside[maker.index] = f"{node.name}, outside of it, reads what {maker.name} makes"
+            behind = data and all(maker is not None and maker.index in free for _, maker in data)
+            if node.op in self.exits or node.op in self.ends or behind:
+                free.add(node.index)
         for name in survey.walk.outputs:
-            if name in makers and makers[name].index in inside and makers[name].op not in self.exits:
+            if name in makers and makers[name].index in inside and makers[name].index not in free:
                 outside[makers[name].index] = f"'{name}' is an output of the model"
         found: dict[int, int | str] = {}
         for number, part in enumerate(nx.connected_components(graph)):
@@ -66,7 +73,7 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
     def _belongs(self, node: Node, weight: Weight | None) -> bool:
-        if node.op in self.through or node.op in self.exits:
+        if node.op in (*self.through, *self.exits, *self.ends):
             return True
         depthwise = weight is not None and weight.depthwise and weight.kernel in self.depthwise
         return depthwise or self._is_entry(node, weight)
@@ -79,7 +86,3 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             and (weight.kernel, weight.strides, weight.channels[0])
             == (entry.kernel, entry.strides, entry.inputs)
         )
-
-    def _data(self, node: Node, survey: Survey) -> Iterator[str]:
-        """Inputs that depend on those of the model."""
-        return (name for name in node.inputs if name and not survey.is_constant(name))

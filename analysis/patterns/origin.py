@@ -12,7 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from ..graph import Array, Constant, Node, constant_of, read_node, subgraphs, walk_graphs
+from ..graph import Array, Constant, Node, constant_of, dense, read_node, subgraphs, tensor_of, walk_graphs
+from ..shapes import constant_value
 from ..storage import Storage
 from ..walk import Walk
 from .steps import Cast, Dequantised, Index, Quantised, Reshaped, Scale, Step, Transposed
@@ -103,6 +104,13 @@ def _nonzero(values: Array, out: NDArray[np.bool_]) -> None:
     np.not_equal(values, 0, out=out)
 
 
+def _dense(tensor: TensorProto | onnx.SparseTensorProto, name: str | None = None) -> Constant:
+    if isinstance(tensor, onnx.SparseTensorProto):
+        name = name or tensor.values.name
+        return constant_of(tensor_of(dense(tensor), name), name)
+    return constant_of(tensor, name)
+
+
 class Origins:
     """Finds where operands of a model are stored.
 
@@ -117,7 +125,9 @@ class Origins:
         self._stored: dict[str, Constant] = {}
         self._makers: dict[str, Node] = {}
         for graph in walk_graphs(proto.graph):  # a body comes after what it reads
-            self._stored |= {tensor.name: constant_of(tensor) for tensor in graph.initializer}
+            for tensor in (*graph.initializer, *graph.sparse_initializer):
+                constant = _dense(tensor)
+                self._stored[constant.name] = constant
             for index, node in enumerate(graph.node):
                 self._note(read_node(index, node))
         self.readers = Counter(
@@ -139,9 +149,13 @@ class Origins:
 
     def _note(self, node: Node) -> None:
         """Keep what is made from constants alone."""
-        held = [node.attrs[name] for name in ("value", "sparse_value") if name in node.attrs]
-        if node.op == "Constant" and held:
-            self._stored[node.outputs[0]] = constant_of(held[0], node.outputs[0])
+        if node.op == "Constant":
+            held = next((node.attrs[name] for name in ("value", "sparse_value") if name in node.attrs), None)
+            value = constant_value(node.attrs)
+            if held is None and value is not None:
+                held = tensor_of(value, node.outputs[0])
+            if held is not None:
+                self._stored[node.outputs[0]] = _dense(held, node.outputs[0])
         known = (not name or self.is_constant(name) for name in node.inputs)
         if node.inputs and not any(subgraphs(node.proto)) and all(known):
             self._makers |= dict.fromkeys(node.outputs, node)
@@ -161,8 +175,6 @@ class Origins:
         """
         if name in self._stored:
             constant = self._stored[name]
-            if not isinstance(constant.tensor, TensorProto):
-                raise Opaque("it is a sparse constant")
             return Origin(constant, (), constant.dtype)
         if name not in self._makers:
             return None

@@ -7,7 +7,7 @@ bring others by the entry point ``onnx_prune.profiles``, which names a folder of
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
@@ -27,6 +27,18 @@ from .weights import Weight
 GROUP = "onnx_prune.profiles"
 
 Level = Literal["hard", "advisory"]
+Kind = Literal["depthwise", "grouped", "shared", "stacked", "first-of-one"]
+
+_KINDS: dict[Kind, tuple[Callable[[Weight], bool], str]] = {
+    "depthwise": (lambda weight: weight.depthwise, "of a depthwise convolution"),
+    "grouped": (lambda weight: int(weight.node.attrs.get("group", 1)) > 1, "of a grouped convolution"),
+    "shared": (lambda weight: weight.readers > 1, "read by several nodes"),
+    "stacked": (lambda weight: weight.stacked, "a stack of matrices"),
+    "first-of-one": (
+        lambda weight: weight.first and weight.channels[0] == 1,
+        "of a first layer of one channel",
+    ),
+}
 
 
 class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -36,8 +48,9 @@ class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="keb
         operators: that read them, ``Op`` or ``domain::Op``.
         dtypes: by numpy's names; where weights are quantised, of the quantised ones. Any when empty.
         kernels, strides: of convolutions. Any when empty, and for products of matrices, which have none.
+        data: types of what they are multiplied by, likewise.
         without: kinds that are left out: "depthwise" and "grouped" convolutions, what several nodes
-            share, "stacked" matrices.
+            share, "stacked" matrices, a first layer of one channel ("first-of-one").
         min_inputs, min_outputs: channels there are at least.
         multiple_inputs, multiple_outputs: of these are the inputs that an output sums over, and the output
             channels, multiples.
@@ -48,7 +61,8 @@ class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="keb
     dtypes: tuple[str, ...] = ()
     kernels: tuple[tuple[int, ...], ...] = ()
     strides: tuple[tuple[int, ...], ...] = ()
-    without: tuple[Literal["depthwise", "grouped", "shared", "stacked"], ...] = ()
+    data: tuple[str, ...] = ()
+    without: tuple[Kind, ...] = ()
     min_inputs: int = 1
     min_outputs: int = 1
     multiple_inputs: int = 1
@@ -64,19 +78,17 @@ class Where(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="keb
             return weight.reason
         if self.dtypes and weight.origin.precision.name not in self.dtypes:
             return f"it is {weight.origin.precision.name}, not {' or '.join(self.dtypes)}"
-        if weight.depthwise and "depthwise" in self.without:
-            return "it is of a depthwise convolution"
-        if int(node.attrs.get("group", 1)) > 1 and "grouped" in self.without:
-            return "it is of a grouped convolution"
-        if weight.readers > 1 and "shared" in self.without:
-            return f"{weight.readers} nodes share it"
+        data = weight.data.name if weight.data is not None else "of no known type"
+        if self.data and data not in self.data:
+            return f"its data is {data}, not {' or '.join(self.data)}"
+        for kind, (holds, told) in _KINDS.items():
+            if kind in self.without and holds(weight):
+                return f"it is {told}"
         if self.kernels and weight.kernel and weight.kernel not in self.kernels:
             return f"its kernel is {_times(weight.kernel)}, not {' or '.join(map(_times, self.kernels))}"
         if self.strides and weight.kernel and weight.strides not in self.strides:
             wanted = " or ".join(map(_times, self.strides))
             return f"its strides are {_times(weight.strides)}, not {wanted}"
-        if weight.stacked and "stacked" in self.without:
-            return "it is a stack of matrices"
         return self._refusal_of_sizes(weight)
 
     def _refusal_of_sizes(self, weight: Weight) -> str | None:

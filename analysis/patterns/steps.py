@@ -18,6 +18,10 @@ Index = tuple[int, ...]
 Shape = tuple[int, ...]
 
 
+def _is_whole(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "iu" or dtype.name in ("int2", "uint2", "int4", "uint4")
+
+
 class Step(Protocol):
     @property
     def makes_zeros(self) -> bool:
@@ -75,7 +79,11 @@ class Cast:
 
     @property
     def makes_zeros(self) -> bool:
-        return self.after.itemsize < self.before.itemsize
+        if self.before == self.after or self.after == np.float64:
+            return False
+        if _is_whole(self.before):
+            return _is_whole(self.after) and bits(self.after) < bits(self.before)
+        return self.after != np.float32 or self.before == np.float64
 
     def ahead(self, values: Array) -> Array:
         return values.astype(self.after)
@@ -129,17 +137,13 @@ class Scale:
         return given.reshape([-1 if k == self.axis else 1 for k in range(values.ndim)])
 
 
-def _is_whole(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "iu" or dtype.name in ("int2", "uint2", "int4", "uint4")
-
-
 @dataclass(frozen=True, eq=False)
 class Dequantised:
     scale: Scale
 
     @property
     def makes_zeros(self) -> bool:
-        return bool(self.scale.zero.astype(np.float32).any())
+        return bool(self.scale.zero.astype(np.float32).any() or (self.scale.scale == 0).any())
 
     def ahead(self, values: Array) -> Array:
         return self.scale.dequantised(values)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
+from ..dtypes import dtypes
 from ..facts import Operand
 from ..graph import Node
 from ..groups import analyze
@@ -29,6 +31,8 @@ class Weight:
         order: of the operand's axes that makes these sizes.
         kernel: its shape; () where the node is no convolution.
         macs: multiply-accumulates of the node in a run.
+        first: whether no other sum of products is between it and the model's inputs.
+        data: type of what it is multiplied by: where that is quantised, of those numbers. None if not known.
         readers: how often nodes read the stored tensor, or what is made of it: once for this one.
         origin: where it is stored; None when that cannot be told.
         reason: why not.
@@ -40,9 +44,11 @@ class Weight:
     order: tuple[int, int, int, int]
     kernel: tuple[int, ...]
     macs: int
-    readers: int
+    first: bool
+    data: np.dtype[Any] | None
     origin: Origin | None
     reason: str = ""
+    readers: int = 1
 
     @property
     def name(self) -> str:
@@ -115,6 +121,7 @@ def survey(model: Model, storage: Storage) -> Survey:
     walk = analysis.walk
     macs = _macs(walk)
     origins = Origins(analysis.model.proto, walk, storage)
+    after, data = _after_products(walk), _Data(walk)
     found: list[Weight] = []
     for fact in walk.operands:
         if origins.is_constant(fact.node.outputs[0]):
@@ -127,9 +134,20 @@ def survey(model: Model, storage: Storage) -> Survey:
         except MALFORMED as error:
             raise malformed(fact.node, error) from None
         if origin is not None or reason:
-            sizes, work = _laid_out(fact), macs[fact.node.index]
+            node = fact.node
             found.append(
-                Weight(fact.node, fact.input, sizes, fact.order, fact.kernel, work, 1, origin, reason)
+                Weight(
+                    node,
+                    fact.input,
+                    _laid_out(fact),
+                    fact.order,
+                    fact.kernel,
+                    macs[node.index],
+                    not any(name in after for name in node.inputs),
+                    None if fact.data is None else data.dtype(node.inputs[fact.data]),
+                    origin,
+                    reason,
+                )
             )
     weights = tuple(replace(weight, readers=origins.readers[weight.name]) for weight in found)
     return Survey(weights, walk, origins)
@@ -141,7 +159,11 @@ def _origin(origins: Origins, fact: Operand) -> Origin | None:
     origin = origins.find(name)
     if origin is None:
         return None
-    zero = origins.value(fact.node.inputs[fact.zero]) if fact.zero and fact.node.has(fact.zero) else None
+    zero = None
+    if fact.zero is not None and fact.node.has(fact.zero):
+        zero = origins.value(fact.node.inputs[fact.zero])
+        if zero is None:
+            raise Opaque(f"the zero point of {fact.node.name} is known at run time only")
     shape = origins.shape(name)
     steps = Reshaped(shape, fact.sizes), Transposed(fact.order)
     if zero is None or not zero.astype(np.float32).any():
@@ -154,6 +176,32 @@ def _origin(origins: Origins, fact: Operand) -> Origin | None:
         np.ones((), np.float32), zero.reshape(*sizes[:2], 1, 1), 0, 0, np.dtype(np.float32), origin.dtype
     )
     return origin.then(*steps, Dequantised(scale))
+
+
+def _after_products(walk: Walk) -> set[str]:
+    """Tensors that some sum of products was computed for."""
+    products = {fact.node.index for fact in walk.operands}
+    found: set[str] = set()
+    for node in walk.nodes:
+        if node.index in products or any(name in found for name in node.inputs):
+            found.update(node.outputs)
+    return found
+
+
+class _Data:
+    """Types of the numbers in tensors, behind what makes quantised ones real."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._makers = {name: node for node in walk.nodes for name in node.outputs}
+        self._constants = walk.constants
+        self._types = dtypes(walk)
+
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        maker = self._makers.get(name)
+        if maker is not None and maker.op in ("DequantizeLinear", "com.microsoft::DequantizeLinear"):
+            return self.dtype(maker.inputs[0])
+        constant = self._constants.get(name)
+        return constant.dtype if constant is not None else self._types.get(name)
 
 
 def _macs(walk: Walk) -> Counter[int]:

@@ -60,7 +60,7 @@ def fused_matmul(walk: Walk, node: Node) -> Outputs:
     walk.work.append(Work(node, 1, (*out, left[-1])))
     for (i, summed), axes in zip(places, (x, y), strict=True):
         if not node.attrs.get(f"transBatch{'AB'[i]}", 0):
-            walk.operands.append(operand(node, i, axes, summed - len(axes)))
+            walk.operands.append(operand(node, i, 1 - i, axes, summed - len(axes)))
     walk.alone += [Alone(x), Alone(y)]
     return [out]
 

@@ -60,7 +60,7 @@ def convolution(
         unify(walk.axes(node, bias)[0], out)
     kernel = tuple(sizes_of(w[2:]))
     layout = groups, w[0].size // groups, w[1].size, math.prod(kernel)
-    walk.operands.append(Operand(node, weight, layout, (0, 1, 3, 2), kernel, zero))
+    walk.operands.append(Operand(node, weight, layout, (0, 1, 3, 2), data, kernel, zero))
     walk.alone += [Alone(x), Alone(w)]
     walk.work.append(Work(node, 1, (x[0], out, per_group, *w[2:], *spatial)))
     return [x[0], out, *spatial]
@@ -136,7 +136,7 @@ def conv_transpose(walk: Walk, node: Node) -> Outputs:
     walk.linear(Linear(node, "spread", 0, 1, 2))
     kernel = tuple(sizes_of(w[2:]))
     layout = groups, w[0].size // groups, w[1].size, math.prod(kernel)
-    walk.operands.append(Operand(node, 1, layout, (0, 2, 3, 1), kernel))
+    walk.operands.append(Operand(node, 1, layout, (0, 2, 3, 1), 0, kernel))
     walk.alone += [Alone(x), Alone(w)]
     walk.work.append(Work(node, 1, (*x, w[1], *w[2:])))
     return [[x[0], out, *(fix(size, SPATIAL) for size in sizes[2:])]]

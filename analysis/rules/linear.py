@@ -36,18 +36,20 @@ def product(
     batch = broadcast([x[:-2], y[:-2]]) if len(x) > 2 or len(y) > 2 else []
     out = batch + (x[-2:-1] if len(x) > 1 else []) + (y[-1:] if len(y) > 1 else [])
     walk.work.append(Work(node, 1, (*out, x[-1])))
-    walk.operands += [operand(node, i, x, -1, zeros[0]), operand(node, j, y, row - len(y), zeros[1])]
+    walk.operands += [operand(node, i, j, x, -1, zeros[0]), operand(node, j, i, y, row - len(y), zeros[1])]
     walk.alone += [Alone(x), Alone(y)]
     return out
 
 
-def operand(node: Node, i: int, axes: Axes, summed: int, zero: int | None = None) -> Operand:
-    """Input ``i``, a stack of matrices, of whose axes ``summed``, -1 or -2, is summed over."""
+def operand(
+    node: Node, i: int, data: int | None, axes: Axes, summed: int, zero: int | None = None
+) -> Operand:
+    """Input ``i``, a stack of matrices times ``data``, of whose axes ``summed``, -1 or -2, is summed over."""
     stack, rest = math.prod(axis.size for axis in axes[:-2]), axes[-2:]
     if len(rest) < 2:
-        return Operand(node, i, (1, 1, 1, rest[0].size), (0, 1, 2, 3), zero=zero)
+        return Operand(node, i, (1, 1, 1, rest[0].size), (0, 1, 2, 3), data, zero=zero)
     sizes = stack, rest[0].size, rest[1].size, 1
-    return Operand(node, i, sizes, (0, 1, 3, 2) if summed == -1 else (0, 2, 3, 1), zero=zero)
+    return Operand(node, i, sizes, (0, 1, 3, 2) if summed == -1 else (0, 2, 3, 1), data, zero=zero)
 
 
 @rule("Gemm")
@@ -64,7 +66,7 @@ def general_product(walk: Walk, node: Node, a: int, b: int, c: int, zero: int | 
     _contract(walk, node, (a, 1 - trans_a), (b, trans_b))
     out = [x[trans_a], y[1 - trans_b]]
     walk.work.append(Work(node, 1, (*out, y[trans_b])))
-    walk.operands += [operand(node, a, x, -1 - trans_a), operand(node, b, y, trans_b - 2, zero)]
+    walk.operands += [operand(node, a, b, x, -1 - trans_a), operand(node, b, a, y, trans_b - 2, zero)]
     walk.alone += [Alone(x), Alone(y)]
     return broadcast([out, walk.axes(node, c)]) if node.has(c) else out
 

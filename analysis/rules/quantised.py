@@ -139,7 +139,7 @@ def dynamic_quantise_matmul(walk: Walk, node: Node) -> Outputs:
     _along(walk, node, (2, 3, 4), y, -1)
     out = [*x[:-1], y[1]]
     walk.work.append(Work(node, 1, (*out, x[-1])))
-    walk.operands.append(operand(node, 1, y, -2, 3))
+    walk.operands.append(operand(node, 1, 0, y, -2, 3))
     walk.alone += [Alone(x), Alone(y)]
     return [out]
 
@@ -236,7 +236,7 @@ def dynamic_quantise_lstm(walk: Walk, node: Node) -> Outputs:
         pin(hidden, f"{node.name} has no zero weights that would keep a unit at zero")
     walk.baked.append(CountBaked(node, "hidden_size", hidden))
     walk.work += [Work(node, 1, (time, batch, *w)), Work(node, 1, (time, batch, *r))]
-    walk.operands += [operand(node, 1, w, -2, 9), operand(node, 2, r, -2, 11)]
+    walk.operands += [operand(node, 1, 0, w, -2, 9), operand(node, 2, None, r, -2, 11)]
     walk.alone += [Alone([features]), Alone([hidden])]
     state = [directions, batch, hidden]
     return [[time, *state], state, state]

@@ -40,7 +40,7 @@ def recurrent(walk: Walk, node: Node) -> Outputs:
     walk.contractions += [Contraction(node, ((0, 2), (1, 2))), Contraction(node, ((2, 2),), in_place=True)]
     walk.baked.append(CountBaked(node, "hidden_size", hidden))
     walk.work += [Work(node, 1, (time, batch, *w)), Work(node, 1, (time, batch, *r))]
-    walk.operands += [operand(node, 1, w, -1), operand(node, 2, r, -1)]
+    walk.operands += [operand(node, 1, 0, w, -1), operand(node, 2, None, r, -1)]
     walk.alone += [Alone([x[2]]), Alone([hidden])]
     if batch_first:
         return [[batch, time, directions, hidden], *([[batch, directions, hidden]] * (len(node.outputs) - 1))]

@@ -17,7 +17,7 @@ from ...analysis.patterns.cluster import Cluster
 from ...analysis.patterns.grid import INPUTS, Mask, Sizes
 from ...analysis.patterns.profile import Profile, Rule
 from ...analysis.patterns.requirement import AtLeast, Either, Groups, Multiple, Runs, Sparse, Zeros
-from .layouts import OFF_ZERO, OPERATORS, PLAIN, STORINGS, Operator, Single, Storing
+from .layouts import OFF_ZERO, OPERATORS, PLAIN, STORINGS, Operator, Single, Storing, reads
 
 Array = NDArray[Any]
 
@@ -51,7 +51,7 @@ def cases_of(profile: Profile) -> Iterator[Case]:
 def _cases(rule: Rule) -> Iterator[Case]:
     if rule.cluster is not None and isinstance(rule.require, Zeros):
         yield from _clusters(rule, rule.cluster, rule.require)
-    dtypes = rule.where.dtypes or ("float32",)
+    dtypes = rule.where.dtypes or rule.where.data or ("float32",)
     for name in rule.where.operators:
         for number, operator in enumerate(OPERATORS.get(name, ())):
             for dtype in dtypes:
@@ -59,6 +59,8 @@ def _cases(rule: Rule) -> Iterator[Case]:
                     continue
                 if not operator.quantised and dtype == "bfloat16":
                     continue  # the reference has no kernels for it
+                if rule.where.data and reads(operator, dtype) not in rule.where.data:
+                    continue
                 title = f"{name.lower()}{number or ''}.{dtype}"
                 first = dtype == dtypes[0]
                 yield from _of_operator(rule, operator, dtype, title, first)

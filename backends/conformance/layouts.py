@@ -75,6 +75,13 @@ OPERATORS: Mapping[str, tuple[Operator, ...]] = {
 }
 
 
+def reads(operator: Operator, dtype: str) -> str:
+    """The type of the data that an operator multiplies by weights of a type."""
+    if operator.quantised:
+        return "uint8"
+    return "float32" if dtype.startswith("float8") else dtype
+
+
 @dataclass(frozen=True)
 class Storing:
     """How a weight is stored: with its axes in another order, in a row, with another number for zero."""
@@ -115,9 +122,9 @@ class Single:
         attributes: dict[str, Any] = dict(self.operator.attributes)
         if self.operator.image:
             attributes |= {"group": self.weight.shape[0], "pads": [k // 2 for k in self.kernel] * 2}
-        element = _element(self._read)
+        element = _element(reads(self.operator, self.dtype))
         data = "x"
-        if self._dequantised and self._read != "float32":
+        if self._dequantised and reads(self.operator, self.dtype) != "float32":
             build.constant("x_scale", np.float32(1))
             data = build.node("DequantizeLinear", ["x", "x_scale"], "x_real")
         inputs = {1: [data, name], 3: ["x", "one", "zero", name, "one", "w_zero", "one", "y_zero"]}
@@ -133,20 +140,13 @@ class Single:
 
     def data(self, rng: np.random.Generator) -> Array:
         """Small integers for the input."""
-        low = 0 if self._read == "uint8" else -2
-        return rng.integers(low, 3, self.data_shape).astype(_type(self._read))
+        low = 0 if reads(self.operator, self.dtype) == "uint8" else -2
+        return rng.integers(low, 3, self.data_shape).astype(_type(reads(self.operator, self.dtype)))
 
     @property
     def _dequantised(self) -> bool:
         """Whether the weight is made real before the operator reads it."""
         return self.dtype.startswith(("int", "uint", "float8")) and not self.operator.quantised
-
-    @property
-    def _read(self) -> str:
-        """The type of the input."""
-        if self.operator.quantised:
-            return "uint8"
-        return "float32" if self.dtype.startswith("float8") else self.dtype
 
     @property
     def data_shape(self) -> tuple[int, ...]:
