@@ -122,6 +122,14 @@ def test_a_wrong_profile_is_told(ours: Path, change: tuple[str, str], told: str)
     assert "ours.toml" in str(caught.value)
 
 
+def test_the_profile_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "profiles.md").read_text()
+    path = tmp_path / "documented.toml"
+    path.write_text(text.split("```toml\n")[1].split("```")[0])
+    (rule,) = read_profile(path).rule
+    assert rule.where.multiple_inputs == 8 and rule.where.without[-1] == "first-of-one"
+
+
 def test_names_that_are_nearly_right() -> None:
     with pytest.raises(UsageError, match="did you mean nvidia-2:4"):
         validate(model([1, 0]), ["nvidia-24"])

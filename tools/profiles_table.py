@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from joblib import Parallel, cpu_count, delayed
 from onnx_prune import Model, Plan, Validation, all_profiles, analyze, satisfy, validate
 from onnx_prune.analysis.patterns.pattern import NM
 from onnx_prune.models import zoo
@@ -100,8 +101,9 @@ def main() -> None:
     data = DOCS / "profiles_zoo.json"
     names = sys.argv[1:] or list(zoo.names())
     rows = {row["graph"]: row for row in (json.loads(data.read_text()) if data.exists() else [])}
-    for name in track(names, "graphs"):
-        rows[name] = measured(name)
+    found = Parallel(n_jobs=cpu_count(), return_as="generator_unordered")(delayed(measured)(n) for n in names)
+    for row in track(found, "graphs", total=len(names)):
+        rows[row["graph"]] = row
         kept = [rows[name] for name in sorted(rows)]
         data.write_text(json.dumps(kept, indent=1) + "\n")
         (DOCS / "profiles_zoo.md").write_text(written(kept))
