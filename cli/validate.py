@@ -128,12 +128,11 @@ def _discover(model: Path, json_: str | None, sarif_: Path | None, seconds: dict
 
 
 def _fix_json(fixed: api.Satisfied) -> dict[str, Any]:
-    aligned = fixed.aligned
     return {
         "missed_before": sum(finding.shortfall is not None for finding in fixed.before.findings),
         "zeroed": dict(fixed.zeroed),
-        "groups": [] if aligned is None else [_entry(entry) for entry in aligned.plan.entries],
-        "verify": None if aligned is None or aligned.verdict is None else verdict_json(aligned.verdict),
+        "groups": [_entry(entry) for one in fixed.aligned for entry in one.plan.entries],
+        "verify": [verdict_json(one.verdict) for one in fixed.aligned if one.verdict is not None],
         "recover": recovery_json(fixed.refits),
     }
 
@@ -143,9 +142,10 @@ def _entry(entry: api.Entry) -> dict[str, Any]:
 
 
 def _say_fixed(fixed: api.Satisfied, output: Path | None) -> None:
-    if fixed.aligned is not None and fixed.aligned.verdict is not None:
-        say(f"{len(fixed.aligned.plan.entries)} groups of channels became multiples")
-        report(fixed.aligned.verdict)
+    for one in fixed.aligned:
+        say(f"{len(one.plan.entries)} groups of channels became multiples")
+        if one.verdict is not None:
+            report(one.verdict)
     missed = [sum(f.shortfall is not None for f in one.findings) for one in (fixed.before, fixed.after)]
     count = sum(fixed.zeroed.values())
     say(

@@ -37,6 +37,7 @@ from .recover import Refit, recover
 from .sparsify import solve_sparse
 
 _STORAGE = Storage(Path())
+_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Satisfied:
 
     Attributes:
         before, after: what the profiles say of the model as it was, and as it is.
-        aligned: what pruning did; None where no number of channels had to change.
+        aligned: what pruning did, once and again; none where no number of channels had to change.
         zeroed: how many elements of each stored weight became zero.
         refits: what fitting did to each layer, with calibration inputs.
     """
@@ -53,7 +54,7 @@ class Satisfied:
     model: Model
     before: Validation
     after: Validation
-    aligned: PruneResult | None
+    aligned: tuple[PruneResult, ...]
     zeroed: Mapping[str, int]
     refits: tuple[Refit, ...]
 
@@ -89,8 +90,7 @@ def satisfy(
     chosen = [profile_named(one) if isinstance(one, str) else one for one in profiles]
     before = validate(model, chosen, progress=progress)
     inputs = None if calibration is None else open_calibration(calibration, model, samples=samples)
-    aligned = _aligned(model, before, inputs, progress)
-    result = model if aligned is None else aligned.model
+    result, aligned = _aligned(model, before, inputs, progress)
     refits: tuple[Refit, ...] = ()
     start = _nonzeros(result)
     if inputs is not None:
@@ -106,20 +106,29 @@ def satisfy(
 
 def _aligned(
     model: Model, validation: Validation, inputs: Calibration | None, progress: Callable[[str], None]
-) -> PruneResult | None:
-    """Prune what it takes for numbers of channels to be multiples; None where nothing has to go or can."""
-    analysis = analyze(model)
-    limits = _sizes(analysis, _multiples_of_axes(analysis, validation))
-    if not limits:
-        return None
-    kept = {name: (None, size) for name, size in limits.items()}
-    fit: dict[str, Any] = (
-        {"recover": "none", "criterion": "l2"} if inputs is None else {"calibration": inputs}
-    )
-    result = prune(model, ratio=0.0, multiple=1, limits=kept, progress=progress, **fit)
-    if result.verdict is not None and not result.verdict.ok:
-        raise CheckError(f"the certificate does not hold: {result.verdict.message}")
-    return result
+) -> tuple[Model, tuple[PruneResult, ...]]:
+    """Prune what it takes for numbers of channels to be multiples, as far as they can be.
+
+    Where one part of a concatenation shrinks, the whole may be no multiple any more: then others follow.
+    """
+    profiles = list(dict.fromkeys(finding.profile for finding in validation.findings))
+    done: list[PruneResult] = []
+    while len(done) < _ROUNDS:
+        analysis = analyze(model)
+        limits = _sizes(analysis, _multiples_of_axes(analysis, validation))
+        if not limits:
+            break
+        kept = {name: (None, size) for name, size in limits.items()}
+        fit: dict[str, Any] = {"recover": "none", "criterion": "l2"}
+        if inputs is not None:
+            fit = {"calibration": inputs}
+        result = prune(model, ratio=0.0, multiple=1, limits=kept, progress=progress, **fit)
+        if result.verdict is not None and not result.verdict.ok:
+            raise CheckError(f"the certificate does not hold: {result.verdict.message}")
+        done.append(result)
+        model = result.model
+        validation = validate(model, profiles)
+    return model, tuple(done)
 
 
 _Multiples = dict[Axis, list[tuple[bool, int]]]  # whether a rule is hard, and of what a size is a multiple

@@ -41,7 +41,7 @@ def test_the_smallest_weights_of_crowded_groups_go() -> None:
     result = satisfy(g.model(g("Gemm", g.input(2, 8), "w", transB=1)), ["nvidia-2:4"])
     after = [[4, 0, 0, 3, 0, 0, 9, 9], [1, 0, 0, 1, 0, 0, 7, -8]]
     assert value(result.model, "w").tolist() == after and result.zeroed == {"w": 4}
-    assert result.after.ok and not result.before.ok and result.aligned is None
+    assert result.after.ok and not result.before.ok and not result.aligned
 
 
 def test_what_satisfies_already_is_left_as_it_is() -> None:
@@ -86,7 +86,8 @@ def test_channels_become_multiples_by_pruning() -> None:
     result = satisfy(g.model(y), ["axis-artpec"])
     shapes = [tuple(t.dims) for t in result.model.proto.graph.initializer if len(t.dims) == 4]
     assert shapes == [(32, 16, 1, 1), (16, 32, 3, 3), (16, 16, 1, 1)]
-    assert result.aligned is not None and result.aligned.verdict is not None and result.aligned.verdict.ok
+    (pruned,) = result.aligned
+    assert pruned.verdict is not None and pruned.verdict.ok
     assert not missed(result.after)
 
 
@@ -94,7 +95,18 @@ def test_too_few_channels_stay_and_are_told() -> None:
     g = Graph()
     y = g.conv(g("Relu", g.conv(g.input(1, 16, 8, 8), 16, 9)), 9, 16)
     result = satisfy(g.model(y), ["axis-artpec"])
-    assert len(missed(result.after)) == 2 and result.aligned is None
+    assert len(missed(result.after)) == 2 and not result.aligned
+
+
+def test_parts_of_a_concatenation_shrink_together() -> None:
+    """Each of the parts that a layer reads becomes a multiple; then the one that none reads has to follow."""
+    g = Graph()
+    h = g("Relu", g.conv(g.input(1, 16, 8, 8), 16, 104))
+    parts = g("Split", h, g.ints(26, 26, 26, 26), outputs=4, axis=1)
+    h = g("Concat", *(g("Relu", g.conv(part, 26, 26, 3)) for part in parts[:3]), parts[3], axis=1)
+    result = satisfy(g.model(g.conv(h, 104, 16)), ["ti-npu"])
+    assert result.after.ok and len(result.aligned) == 2 and not missed(result.after)
+    assert max(t.dims[0] for t in result.model.proto.graph.initializer if len(t.dims) == 4) == 96
 
 
 def test_a_cluster_gets_what_is_missing_where_it_costs_least() -> None:
