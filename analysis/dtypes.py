@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from .graph import Node
-from .walk import Walk
+from .walk import MALFORMED, Walk, malformed
 
 DType = np.dtype[Any]
 _FLOAT: DType = np.dtype(np.float32)
@@ -17,14 +17,21 @@ _NAMES = {"float": "float32", "double": "float64"}
 
 
 def dtypes(walk: Walk) -> dict[str, DType]:
-    """For each computed tensor the type of its elements; float32 where nothing tells."""
+    """For each computed tensor the type of its elements; float32 where nothing tells.
+
+    Raises:
+        ModelError: a node asks for a type that there is not.
+    """
     found: dict[str, DType] = {}
     for name in walk.axes_of:
         found[name] = walk.declared_dtype(name) or _FLOAT
     for node in walk.nodes:
-        for k, name in enumerate(node.outputs):
-            if name and walk.declared_dtype(name) is None:
-                found[name] = _result(walk, node, k, found)
+        try:
+            for k, name in enumerate(node.outputs):
+                if name and walk.declared_dtype(name) is None:
+                    found[name] = _result(walk, node, k, found)
+        except MALFORMED as error:
+            raise malformed(node, error) from None
     return found
 
 

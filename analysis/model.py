@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from .errors import ModelError
 from .graph import array_of, dense, subgraphs, tensor_of, walk_graphs
-from .storage import BITS, Extent, Storage, count, stored_bytes
+from .storage import BITS, Extent, Storage, count, stored_bits, stored_bytes
 from .wire import is_deferred, without_weights
 
 
@@ -247,10 +247,16 @@ def _check_graph(graph: onnx.GraphProto, known: set[str]) -> None:
         twice = next((name for name, count in Counter(names).items() if count > 1), None)
         if twice is not None:
             raise ModelError(f"the {what} {twice!r} is defined twice")
+    _check_text(*stored, *(info.name for info in (*graph.input, *graph.output)))
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        element = info.type.tensor_type.elem_type
+        if element and stored_bits(element) is None:
+            raise ModelError(f"{info.name!r} has the unknown data type {element}")
     own = {*stored, *(info.name for info in graph.input)} - known
     known |= own
     made: list[str] = []
     for node in graph.node:
+        _check_text(node.op_type, node.domain, node.name, *node.input, *node.output)
         for name in node.input:
             if name not in known and name:
                 if any(name in other.output for other in graph.node):
@@ -270,6 +276,13 @@ def _check_graph(graph: onnx.GraphProto, known: set[str]) -> None:
             raise ModelError(f"nothing makes the output {output.name!r}")
     known -= own
     known.difference_update(made)
+
+
+def _check_text(*names: object) -> None:
+    """Hold that names and operators are text: protobuf gives bytes for what is not."""
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise ModelError(f"{wrong!r} is no text, and cannot be a name or an operator: the file is damaged")
 
 
 def _title(node: onnx.NodeProto) -> str:

@@ -34,7 +34,7 @@ def stored_bytes(tensor: TensorProto) -> int:
     Raises:
         ModelError: the data type is unknown, or has no raw form (strings).
     """
-    bits = _bits(tensor.data_type)
+    bits = stored_bits(tensor.data_type)
     if bits is None:
         raise ModelError(f"tensor {tensor.name!r} has the unknown data type {tensor.data_type}")
     if not bits:
@@ -43,7 +43,7 @@ def stored_bytes(tensor: TensorProto) -> int:
 
 
 @functools.cache
-def _bits(data_type: int) -> int | None:
+def stored_bits(data_type: int) -> int | None:
     """Bits of an element in ONNX's raw form; 0 for strings, None for an unknown type."""
     if data_type in BITS:
         return BITS[data_type]

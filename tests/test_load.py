@@ -195,3 +195,16 @@ def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
     shuffled.graph.node.extend(nodes[::-1])
     onnx.save(shuffled, tmp_path / "model.onnx")
     assert [n.name for n in load(tmp_path / "model.onnx").proto.graph.node] == [n.name for n in nodes]
+
+
+def test_names_and_types_that_are_none(tmp_path: Path) -> None:
+    """An operator that is no text, and an input of a type that ONNX has not."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model().proto.SerializeToString().replace(b"\x22\x04Conv", b"\x22\x04Co\xff\xfe"))
+    with pytest.raises(ModelError, match="no text"):
+        load(path)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model().proto)
+    proto.graph.input[0].type.tensor_type.elem_type = 99
+    with pytest.raises(ModelError, match="'x' has the unknown data type 99"):
+        load(written(tmp_path, proto))

@@ -102,6 +102,7 @@ def test_damage_is_told_and_never_crashes(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"cut short|needs"):
             validate(path, ["nvidia-2:4"])
     heads = [i for i in range(len(data)) if i < 2000 or data[i : i + 5] in (b"typed", b"indic")]
+    heads += range(len(data) - 200, len(data))  # inputs, outputs, the opset
     for place in rng.choice(heads, 150):
         changed = bytearray(data)
         changed[place] ^= 1 << int(rng.integers(8))
