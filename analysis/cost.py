@@ -59,10 +59,7 @@ def measure(model: Model, analysis: Analysis | None = None) -> Cost:
     counted = set()
     for work in walk.work:
         counted.add(work.node.index)
-        count = work.scale
-        for axis in work.axes:
-            count *= axis.size
-        macs += count
+        macs += work.macs
     params, size = elements_and_bytes(model)
     missing = tuple(n.name for n in walk.nodes if n.index not in counted and _multiplies(n))
     return Cost(params, macs, size, peak(activations(walk), Selection({})), missing)

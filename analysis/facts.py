@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, TypeAlias
 
 from .axes import Axis
@@ -96,6 +97,11 @@ class Work:
     node: Node
     scale: int
     axes: tuple[Axis, ...]
+
+    @property
+    def macs(self) -> int:
+        """How many these are."""
+        return self.scale * prod(axis.size for axis in self.axes)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -80,7 +80,7 @@ class Storage:
             location that stands for them in the tensor.
     """
 
-    folder: Path
+    folder: Path = Path()
     embedded: Mapping[str, Extent] = field(default_factory=dict)
 
     def bring_in(self, tensor: TensorProto) -> None:

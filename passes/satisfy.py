@@ -36,7 +36,7 @@ from .prune import PruneResult, prune
 from .recover import Refit, recover
 from .sparsify import solve_sparse
 
-_STORAGE = Storage(Path())
+_STORAGE = Storage()
 _ROUNDS = 4
 
 
@@ -90,12 +90,13 @@ def satisfy(
     chosen = [profile_named(one) if isinstance(one, str) else one for one in profiles]
     before = validate(model, chosen, progress=progress)
     inputs = None if calibration is None else open_calibration(calibration, model, samples=samples)
-    result, aligned = _aligned(model, before, inputs, progress)
+    result, found, aligned = _aligned(model, chosen, before, inputs, progress)
     refits: tuple[Refit, ...] = ()
     start = _nonzeros(result)
     if inputs is not None:
-        result, refits = _fitted(result, _wanted(validate(result, chosen)), inputs, seed, progress)
-    result = _smallest_gone(result, _wanted(validate(result, chosen)))
+        result, refits = _fitted(result, _wanted(found), inputs, seed, progress)
+        found = validate(result, chosen)
+    result = _smallest_gone(result, _wanted(found))
     left = _nonzeros(result)
     zeroed = {name: count - left[name] for name, count in start.items() if left[name] < count}
     return Satisfied(result, before, validate(result, chosen), aligned, zeroed, refits)
@@ -105,15 +106,20 @@ def satisfy(
 
 
 def _aligned(
-    model: Model, validation: Validation, inputs: Calibration | None, progress: Callable[[str], None]
-) -> tuple[Model, tuple[PruneResult, ...]]:
+    model: Model,
+    profiles: Sequence[Profile],
+    validation: Validation,
+    inputs: Calibration | None,
+    progress: Callable[[str], None],
+) -> tuple[Model, Validation, tuple[PruneResult, ...]]:
     """Prune what it takes for numbers of channels to be multiples, as far as they can be.
+
+    Returns the model, what the profiles say of it, and each pruning.
 
     Where one part of a concatenation shrinks, the whole may be no multiple any more: then others follow.
     """
-    profiles = list(dict.fromkeys(finding.profile for finding in validation.findings))
     done: list[PruneResult] = []
-    while len(done) < _ROUNDS:
+    while len(done) < _ROUNDS and any(_is_odd(finding) for finding in validation.findings):
         analysis = analyze(model)
         limits = _sizes(analysis, _multiples_of_axes(analysis, validation))
         if not limits:
@@ -128,7 +134,12 @@ def _aligned(
         done.append(result)
         model = result.model
         validation = validate(model, profiles)
-    return model, tuple(done)
+    return model, validation, tuple(done)
+
+
+def _is_odd(finding: Finding) -> bool:
+    """Whether a number of channels is no multiple, and is to be one."""
+    return finding.shortfall is not None and isinstance(finding.rule.require, Multiple)
 
 
 _Multiples = dict[Axis, list[tuple[bool, int]]]  # whether a rule is hard, and of what a size is a multiple

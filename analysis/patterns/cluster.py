@@ -48,9 +48,10 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         graph = nx.Graph()
         graph.add_nodes_from(inside)
         outside: dict[int, str] = {}
+        constant = survey.origins.is_constant
         free: set[int] = set()  # nodes whose results may leave
         for node in survey.walk.nodes:
-            data = [(name, makers.get(name)) for name in node.inputs if name and not survey.is_constant(name)]
+            data = [(name, makers.get(name)) for name in node.inputs if name and not constant(name)]
             for name, maker in data:
                 within = maker is not None and maker.index in inside and maker.op not in self.ends
                 if maker is not None and within and node.index in inside:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..model import Model, load_structure
-from ..storage import Storage
+from ..model import Model
 from .grid import Mask
 from .requirement import Groups, Zeros
-from .weights import Weight, survey
+from .weights import Weight, opened, survey
 
 _GROUPS = tuple(
     Groups(nonzeros, of, shared=shared)
@@ -77,7 +76,7 @@ def discover(model: Model | str | Path, *, progress: Callable[[str], None] = lam
     Raises:
         ModelError: the model cannot be read.
     """
-    model, storage = load_structure(model) if isinstance(model, str | Path) else (model, Storage(Path()))
+    model, storage = opened(model)
     weights = [weight for weight in survey(model, storage).weights if weight.origin is not None]
     tally = _Tally()
     for weight in weights:

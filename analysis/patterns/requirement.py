@@ -6,7 +6,9 @@ Weights are seen as masks of what is not zero, (groups, outputs, positions of a 
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left
+from collections.abc import Callable
 from math import prod
 from typing import Literal, TypeAlias
 
@@ -289,12 +291,8 @@ class Multiple(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     def sizes(self, channels: tuple[int, int]) -> Shortfall | None:
         """What is wrong with (inputs, outputs) so many channels."""
-        odd = [
-            f"{size} {name} are no multiple of {wanted}"
-            for size, wanted, name in zip(channels, (self.inputs, self.outputs), _CHANNELS, strict=True)
-            if size % wanted
-        ]
-        return Shortfall(" and ".join(odd), len(odd), 2) if odd else None
+        limits = self.inputs, self.outputs
+        return _odd(channels, limits, "no multiple of", lambda size, wanted: size % wanted == 0)
 
 
 class AtLeast(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="at-least"):
@@ -308,12 +306,7 @@ class AtLeast(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
 
     def sizes(self, channels: tuple[int, int]) -> Shortfall | None:
         """What is wrong with (inputs, outputs) so many channels."""
-        few = [
-            f"{size} {name} are fewer than {wanted}"
-            for size, wanted, name in zip(channels, (self.inputs, self.outputs), _CHANNELS, strict=True)
-            if size < wanted
-        ]
-        return Shortfall(" and ".join(few), len(few), 2) if few else None
+        return _odd(channels, (self.inputs, self.outputs), "fewer than", operator.ge)
 
 
 Sparse: TypeAlias = Groups | Zeros | Runs | Either
@@ -321,6 +314,18 @@ Sized: TypeAlias = Multiple | AtLeast
 Requirement: TypeAlias = Sparse | Sized
 
 _CHANNELS = "input channels", "output channels"
+
+
+def _odd(
+    channels: tuple[int, int], limits: tuple[int, int], what: str, holds: Callable[[int, int], bool]
+) -> Shortfall | None:
+    """Which numbers of (inputs, outputs) do not hold to their limits."""
+    found = [
+        f"{size} {name} are {what} {limit}"
+        for size, limit, name in zip(channels, limits, _CHANNELS, strict=True)
+        if not holds(size, limit)
+    ]
+    return Shortfall(" and ".join(found), len(found), len(channels)) if found else None
 
 
 def _each(what: str, inputs: int, outputs: int) -> str:

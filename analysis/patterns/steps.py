@@ -72,8 +72,15 @@ class Transposed:
         return tuple(found[axis] for axis in range(len(index)))
 
 
+class _InPlace:
+    """A step that changes elements and moves none."""
+
+    def place(self, index: Index) -> Index:
+        return index
+
+
 @dataclass(frozen=True, eq=False)
-class Cast:
+class Cast(_InPlace):
     before: np.dtype[Any]
     after: np.dtype[Any]
 
@@ -90,9 +97,6 @@ class Cast:
 
     def back(self, values: Array) -> Array:
         return values.astype(self.before)
-
-    def place(self, index: Index) -> Index:
-        return index
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +142,7 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class Dequantised:
+class Dequantised(_InPlace):
     scale: Scale
 
     @property
@@ -151,12 +155,9 @@ class Dequantised:
     def back(self, values: Array) -> Array:
         return self.scale.quantised(values)
 
-    def place(self, index: Index) -> Index:
-        return index
-
 
 @dataclass(frozen=True, eq=False)
-class Quantised:
+class Quantised(_InPlace):
     scale: Scale
     makes_zeros: bool = True
 
@@ -165,6 +166,3 @@ class Quantised:
 
     def back(self, values: Array) -> Array:
         return self.scale.dequantised(values)
-
-    def place(self, index: Index) -> Index:
-        return index

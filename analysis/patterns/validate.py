@@ -10,13 +10,13 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..model import Model, load_structure
+from ..model import Model
 from ..storage import Storage
 from .grid import Mask
 from .profile import Profile, Rule, profile_named
 from .requirement import AtLeast, Multiple, Shortfall, Zeros
 from .steps import Index
-from .weights import Survey, Weight, survey
+from .weights import Survey, Weight, opened, survey
 
 FIRST = 5
 
@@ -89,7 +89,7 @@ def validate(
         UsageError: there is no such profile.
     """
     chosen = [profile_named(one) if isinstance(one, str) else one for one in profiles]
-    model, storage = load_structure(model) if isinstance(model, str | Path) else (model, Storage(Path()))
+    model, storage = opened(model)
     rules = [(profile, rule) for profile in chosen for rule in profile.rule]
     found = survey(model, storage)
     clusters = {rule: _clusters(rule, found) for _, rule in rules}

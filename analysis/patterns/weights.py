@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..dtypes import dtypes
 from ..facts import Operand
 from ..graph import Node
 from ..groups import analyze
-from ..model import Model
+from ..model import Model, load_structure
 from ..storage import Storage
 from ..walk import MALFORMED, Walk, malformed
 from .grid import GROUPS, INPUTS, OUTPUTS, Cell, Mask, Sizes
@@ -106,9 +107,14 @@ class Survey:
     walk: Walk
     origins: Origins
 
-    def is_constant(self, name: str) -> bool:
-        """Whether a tensor does not depend on the model's inputs."""
-        return self.origins.is_constant(name)
+
+def opened(model: Model | str | Path) -> tuple[Model, Storage]:
+    """A model, or that of a file, of which large weights are not read; and where its weights are.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    return load_structure(model) if isinstance(model, str | Path) else (model, Storage())
 
 
 def survey(model: Model, storage: Storage) -> Survey:
@@ -208,7 +214,7 @@ def _macs(walk: Walk) -> Counter[int]:
     """Multiply-accumulates by the index of the node."""
     found: Counter[int] = Counter()
     for work in walk.work:
-        found[work.node.index] += work.scale * prod(axis.size for axis in work.axes)
+        found[work.node.index] += work.macs
     return found
 
 

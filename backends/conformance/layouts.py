@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 Array = NDArray[Any]
 
-_OPSET = 21
-_IR_VERSION = 10
+OPSET = 21
+IR_VERSION = 10
 _BATCH = 3  # rows of a matrix that is multiplied
 _IMAGE = 6  # pixels of an image, each way
 WEIGHT = "weight"
@@ -208,8 +208,8 @@ class _Build:
         graph = helper.make_graph(self._nodes, "conformance", inputs, outputs, self._constants)
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", _OPSET)],
-            ir_version=_IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
             producer_name="onnx-prune",
         )
 
