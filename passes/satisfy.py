@@ -10,17 +10,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
-from ..analysis.axes import Axis, units
-from ..analysis.errors import CheckError
 from ..analysis.graph import tensor_of, walk_graphs
-from ..analysis.groups import Analysis, analyze
+from ..analysis.groups import analyze
 from ..analysis.model import Model
 from ..analysis.patterns.grid import Energy, Mask
 from ..analysis.patterns.profile import Profile, profile_named
@@ -29,10 +25,11 @@ from ..analysis.patterns.validate import Finding, Validation, validate
 from ..analysis.patterns.weights import Weight, survey
 from ..analysis.selection import Selection
 from ..analysis.storage import Storage
+from .align import align
 from .data.calibrate import SAMPLES, Calibration, Spec, open_calibration
 from .measure.gram import Fit, Matrix
 from .measure.places import Place
-from .prune import PruneResult, prune
+from .prune import PruneResult
 from .recover import Refit, recover
 from .sparsify import solve_sparse
 
@@ -90,7 +87,7 @@ def satisfy(
     chosen = [profile_named(one) if isinstance(one, str) else one for one in profiles]
     before = validate(model, chosen, progress=progress)
     inputs = None if calibration is None else open_calibration(calibration, model, samples=samples)
-    result, found, aligned = _aligned(model, chosen, before, inputs, progress)
+    result, found, aligned = align(model, chosen, before, inputs, progress)
     refits: tuple[Refit, ...] = ()
     start = _nonzeros(result)
     if inputs is not None:
@@ -100,102 +97,6 @@ def satisfy(
     left = _nonzeros(result)
     zeroed = {name: count - left[name] for name, count in start.items() if left[name] < count}
     return Satisfied(result, before, validate(result, chosen), aligned, zeroed, refits)
-
-
-# ---------------------------------------------------------------------- numbers of channels
-
-
-def _aligned(
-    model: Model,
-    profiles: Sequence[Profile],
-    validation: Validation,
-    inputs: Calibration | None,
-    progress: Callable[[str], None],
-) -> tuple[Model, Validation, tuple[PruneResult, ...]]:
-    """Prune what it takes for numbers of channels to be multiples, as far as they can be.
-
-    Returns the model, what the profiles say of it, and each pruning.
-
-    Where one part of a concatenation shrinks, the whole may be no multiple any more: then others follow.
-    """
-    done: list[PruneResult] = []
-    while len(done) < _ROUNDS and any(_is_odd(finding) for finding in validation.findings):
-        analysis = analyze(model)
-        limits = _sizes(analysis, _multiples_of_axes(analysis, validation))
-        if not limits:
-            break
-        kept = {name: (None, size) for name, size in limits.items()}
-        fit: dict[str, Any] = {"recover": "none", "criterion": "l2"}
-        if inputs is not None:
-            fit = {"calibration": inputs}
-        result = prune(model, ratio=0.0, multiple=1, limits=kept, progress=progress, **fit)
-        if result.verdict is not None and not result.verdict.ok:
-            raise CheckError(f"the certificate does not hold: {result.verdict.message}")
-        done.append(result)
-        model = result.model
-        validation = validate(model, profiles)
-    return model, validation, tuple(done)
-
-
-def _is_odd(finding: Finding) -> bool:
-    """Whether a number of channels is no multiple, and is to be one."""
-    return finding.shortfall is not None and isinstance(finding.rule.require, Multiple)
-
-
-_Multiples = dict[Axis, list[tuple[bool, int]]]  # whether a rule is hard, and of what a size is a multiple
-
-
-def _multiples_of_axes(analysis: Analysis, validation: Validation) -> _Multiples:
-    """Of what the sizes of axes of weights are to be multiples."""
-    found: _Multiples = {}
-    for finding in validation.findings:
-        want = finding.rule.require
-        if not finding.eligible or not isinstance(want, Multiple):
-            continue
-        node, i = finding.weight.node, finding.weight.input
-        name = node.inputs[i]
-        axes = analysis.walk.uses.get((node.index, i)) or analysis.walk.axes_of.get(name) or []
-        if len(axes) < 2:
-            continue  # a vector, which has no channels to speak of
-        for axis, multiple in zip(_channels(finding.weight, axes), (want.inputs, want.outputs), strict=True):
-            if multiple > 1:
-                found.setdefault(axis, []).append((finding.rule.level == "hard", multiple))
-    return found
-
-
-def _channels(weight: Weight, axes: Sequence[Axis]) -> tuple[Axis, Axis]:
-    """The axes of inputs and outputs among those of an operand."""
-    first, second = (axes[0], axes[1]) if weight.kernel else (axes[-2], axes[-1])
-    return (second, first) if weight.outputs_first else (first, second)
-
-
-def _sizes(analysis: Analysis, multiples: _Multiples) -> dict[str, int]:
-    """How many units stay of each group that has to shrink.
-
-    As many as satisfy most rules, of which hard ones come first: some contradict each other.
-    """
-    groups = {group.axis: group for group in analysis.groups}
-    steps: dict[Axis, list[tuple[bool, int]]] = {}
-    odd: set[Axis] = set()
-    for axis, wanted in multiples.items():
-        parts = [groups[unit] for unit in units(axis) if unit in groups]
-        if any(axis.size % multiple for _, multiple in wanted):
-            odd.update(group.axis for group in parts)
-        for group in parts:
-            repeats = axis.size // group.size if len(parts) == 1 and axis.size % group.size == 0 else 1
-            steps.setdefault(group.axis, []).extend((hard, m // gcd(m, repeats)) for hard, m in wanted)
-    found = {}
-    for axis in odd:
-
-        def worth(size: int, wanted: list[tuple[bool, int]] = steps[axis]) -> tuple[int, int, int]:
-            held = [hard for hard, step in wanted if size % step == 0]
-            return sum(held), len(held), size
-
-        group = groups[axis]
-        size = max(range(1, group.size + 1), key=worth)
-        if size < group.size:
-            found[group.id] = size
-    return dict(sorted(found.items()))
 
 
 # ---------------------------------------------------------------------- zeros

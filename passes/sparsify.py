@@ -154,19 +154,18 @@ def sparsify(
         stream = Stream(model.proto, iter(()), Path(folder) / "empty")
         places = find_places(analysis.walk, model, stream, stream)
         dense = dense_reasons(analysis, places, stream, wanted or _ANY, ignore)
-        chosen = [p for p in places if p.fact.form in MATRICES and p.weight not in dense]
-        if not chosen:
+        layers = sparse_layers(analysis, places, stream, wanted or _ANY, dense)
+        chosen = [place for place in places if place.weight in layers]
+        if not layers:
             reasons = "; ".join(dict.fromkeys(dense.values())) or "the model has no matrix or convolution"
             raise PlanError(f"no weight can take the pattern {wanted or AUTO}: {reasons}")
         patterns: Mapping[str, Pattern]
         time = None
-        start, layers = model, {place.weight: [place.layer] for place in chosen}
+        start = model
         if isinstance(wanted, NM):
-            shared = shared_layers(analysis, stream, wanted)
-            shared = {name: layers for name, layers in shared.items() if dense.get(name) == _SHARED}
-            start = by_magnitude(model, shared, dict.fromkeys(shared, wanted))
+            shared = dict.fromkeys(layers.keys() & dense.keys(), wanted)
+            start = by_magnitude(model, layers, shared)
             dense = {name: reason for name, reason in dense.items() if name not in shared}
-            layers |= shared
             patterns = dict.fromkeys(layers, wanted)
         else:
             kinds = PATTERNS if wanted is None else (wanted,)
@@ -225,7 +224,22 @@ def by_magnitude(
     return Model(proto, model.path)
 
 
-def shared_layers(analysis: Analysis, stream: Stream, pattern: Pattern) -> dict[str, list[Layer]]:
+def sparse_layers(
+    analysis: Analysis,
+    places: Collection[Place],
+    stream: Stream,
+    pattern: Pattern,
+    dense: Mapping[str, str],
+) -> dict[str, list[Layer]]:
+    """Layers that get zeros, by their weight: all but the dense ones, and of N:M those that share theirs."""
+    found = {p.weight: [p.layer] for p in places if p.fact.form in MATRICES and p.weight not in dense}
+    if isinstance(pattern, NM):
+        shared = _shared_layers(analysis, stream, pattern)
+        found |= {name: layers for name, layers in shared.items() if dense.get(name) == _SHARED}
+    return found
+
+
+def _shared_layers(analysis: Analysis, stream: Stream, pattern: Pattern) -> dict[str, list[Layer]]:
     """Weights that several layers read, and nothing else, all of which could have the pattern."""
     reads = Counter(name for node in stream.nodes for name in node.input)
     found: dict[str, list[Layer]] = {}

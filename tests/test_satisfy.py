@@ -78,37 +78,6 @@ def test_a_weight_that_two_nodes_read_along_different_axes() -> None:
     assert (grid.reshape(8, 2, 4).sum(-1) <= 2).all() and (grid.reshape(2, 4, 8).sum(1) <= 2).all()
 
 
-def test_channels_become_multiples_by_pruning() -> None:
-    g = Graph()
-    h = g("Relu", g.conv(g.input(1, 16, 8, 8), 16, 37))
-    h = g("Relu", g.conv(h, 37, 21, kernel=3))
-    y = g.conv(h, 21, 16)
-    result = satisfy(g.model(y), ["axis-artpec"])
-    shapes = [tuple(t.dims) for t in result.model.proto.graph.initializer if len(t.dims) == 4]
-    assert shapes == [(32, 16, 1, 1), (16, 32, 3, 3), (16, 16, 1, 1)]
-    (pruned,) = result.aligned
-    assert pruned.verdict is not None and pruned.verdict.ok
-    assert not missed(result.after)
-
-
-def test_too_few_channels_stay_and_are_told() -> None:
-    g = Graph()
-    y = g.conv(g("Relu", g.conv(g.input(1, 16, 8, 8), 16, 9)), 9, 16)
-    result = satisfy(g.model(y), ["axis-artpec"])
-    assert len(missed(result.after)) == 2 and not result.aligned
-
-
-def test_parts_of_a_concatenation_shrink_together() -> None:
-    """Each of the parts that a layer reads becomes a multiple; then the one that none reads has to follow."""
-    g = Graph()
-    h = g("Relu", g.conv(g.input(1, 16, 8, 8), 16, 104))
-    parts = g("Split", h, g.ints(26, 26, 26, 26), outputs=4, axis=1)
-    h = g("Concat", *(g("Relu", g.conv(part, 26, 26, 3)) for part in parts[:3]), parts[3], axis=1)
-    result = satisfy(g.model(g.conv(h, 104, 16)), ["ti-npu"])
-    assert result.after.ok and len(result.aligned) == 2 and not missed(result.after)
-    assert max(t.dims[0] for t in result.model.proto.graph.initializer if len(t.dims) == 4) == 96
-
-
 def test_a_cluster_gets_what_is_missing_where_it_costs_least() -> None:
     g = Graph()
     h = g("Relu", g("Conv", g.input(1, 3, 8, 8), g.weight(8, 3, 3, 3), strides=[2, 2], pads=[1] * 4))
