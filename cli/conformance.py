@@ -85,14 +85,16 @@ def _json(result: api.CaseResult) -> dict[str, Any]:
 
 
 def _print_results(results: list[api.CaseResult]) -> None:
-    table = grid("rule", "cases", "passed", "failed", "unsupported", "taken as sparse")
+    tells = any(result.took is not None for result in results)
+    table = grid("rule", "cases", "passed", "failed", "unsupported", *(["taken as sparse"] if tells else []))
     for rule in dict.fromkeys(result.entry.rule for result in results):
         found = [result for result in results if result.entry.rule == rule]
         outcomes = Counter(result.outcome for result in found)
         told = [result for result in found if result.took is not None]
-        sparse = f"{sum(bool(r.took) for r in told)} of {sum(r.entry.sparse for r in told)}" if told else ""
-        counts = [str(outcomes[outcome]) for outcome in ("passed", "failed", "unsupported")]
-        table.add_row(escape(rule), str(len(found)), *counts, sparse)
+        cells = [str(outcomes[outcome]) for outcome in ("passed", "failed", "unsupported")]
+        if tells:
+            cells.append(f"{sum(bool(r.took) for r in told)} of {sum(r.entry.sparse for r in told)}")
+        table.add_row(escape(rule), str(len(found)), *cells)
     console.print(table)
     failed = [result for result in results if result.outcome == "failed"]
     for result in failed[:_TOLD]:
