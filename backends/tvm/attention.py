@@ -75,7 +75,7 @@ def heads(forms: Forms, call: Any) -> Heads | None:
     def inner(expression: Any) -> Any:
         """The definition of what has no other reader."""
         inside.append(expression)
-        return forms.definition(expression) if forms.uses.get(expression) == 1 else None
+        return forms.definition(expression) if forms.is_read_once(expression) else None
 
     softmax = inner(powers)
     if operator(softmax) != "relax.nn.softmax" or len(shape) < 3:
@@ -120,7 +120,7 @@ def _step(forms: Forms, call: Any) -> tuple[Any, Step] | None:
 
 def _made_of_product(forms: Forms, scores: Any) -> bool:
     """Whether scores are a product, or made of one by steps."""
-    if forms.uses.get(scores) != 1:
+    if not forms.is_read_once(scores):
         return False
     call = forms.definition(scores)
     if operator(call) in (*RESHAPES, *_STEPS):

@@ -43,12 +43,13 @@ def static_shape(expression: Any) -> tuple[int, ...]:
 
 def is_float(expression: Any) -> bool:
     """Whether an expression is a float32 tensor of static shape."""
-    type_ = expression.ty
-    return (
-        isinstance(type_, relax.TensorType)
-        and str(type_.dtype) == "float32"
-        and shape_of(expression) is not None
-    )
+    return dtype_of(expression) == "float32"
+
+
+def dtype_of(expression: Any) -> str:
+    """The type of the elements of a tensor of static shape; an empty string for anything else."""
+    known = isinstance(expression.ty, relax.TensorType) and shape_of(expression) is not None
+    return str(expression.ty.dtype) if known else ""
 
 
 def operator(value: Any) -> str:
@@ -61,8 +62,7 @@ class Forms:
     choices: what is taken for each kernel that can be computed in several ways.
     builder: where new bindings go.
     definitions: what each variable of the original function is bound to.
-    uses: in how many places of the original function a variable is read.
-    reader: the last variable whose definition reads a variable.
+    readers: the variables whose definitions read a variable, each as often as it does; None for the result.
     plain, packed: the forms that exist of each variable of the original function.
     joined: the packed concatenations that exist, by what they concatenate.
     """
@@ -77,8 +77,7 @@ class Forms:
         self.packed: dict[Any, Any] = {}
         self.joined: dict[tuple[Any, ...], Any] = {}
         self.definitions: dict[Any, Any] = {}
-        self.uses: dict[Any, int] = {}
-        self.reader: dict[Any, Any] = {}
+        self.readers: dict[Any, list[Any]] = {}
         for binding in function.body.blocks[0].bindings:
             self.definitions[binding.var] = binding.value
             self._count(binding.value, binding.var)
@@ -86,8 +85,7 @@ class Forms:
 
     def _count(self, value: Any, reader: Any) -> None:
         if isinstance(value, relax.Var):
-            self.uses[value] = self.uses.get(value, 0) + 1
-            self.reader[value] = reader
+            self.readers.setdefault(value, []).append(reader)
         elif isinstance(value, relax.Call):
             for argument in value.args:
                 self._count(argument, reader)
@@ -96,6 +94,9 @@ class Forms:
                 self._count(field, reader)
         elif isinstance(value, relax.TupleGetItem):
             self._count(value.tuple_value, reader)
+
+    def is_read_once(self, expression: Any) -> bool:
+        return len(self.readers.get(expression, ())) == 1
 
     def definition(self, expression: Any) -> Any:
         """What an expression is bound to; None for a parameter or a constant."""
@@ -148,8 +149,9 @@ class Forms:
             return self.packed[expression]
         n, c, h, w = static_shape(expression)
         if isinstance(expression, Constant):
-            value = np.zeros((n, ceil_div(c, LANES) * LANES, h, w), np.float32)
-            value[:, :c] = expression.value.numpy()
+            given = expression.value.numpy()
+            value = np.zeros((n, ceil_div(c, LANES) * LANES, h, w), given.dtype)
+            value[:, :c] = given
             packed = value.reshape(n, -1, LANES, h, w).transpose(0, 1, 3, 4, 2)
             return relax.const(np.ascontiguousarray(packed))
 
@@ -158,7 +160,7 @@ class Forms:
                 channel = k * i64(LANES) + v
                 if c % LANES == 0:
                     return x[b, channel, i, j]
-                return tirx.if_then_else(channel < i64(c), x[b, channel, i, j], tirx.const(0.0, "float32"))
+                return tirx.if_then_else(channel < i64(c), x[b, channel, i, j], tirx.const(0, x.dtype))
 
             return te.compute([i64(d) for d in (n, ceil_div(c, LANES), h, w, LANES)], at, name="pack")
 

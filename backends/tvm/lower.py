@@ -12,12 +12,19 @@ from typing import Any, TypeAlias
 
 from tvm import relax
 
-from . import attention, packed, plain, transposed
-from .forms import Forms, is_float, operator
+from . import attention, integers, of_bytes, packed, plain, transposed
+from .forms import Forms, dtype_of, operator
+from .schedules.common import Core
 from .workloads import Choices
 
 Rule: TypeAlias = Callable[[Forms, Any, Any], bool]
-_RULES = packed.RULES | transposed.RULES | plain.RULES
+# By the type of what an operator makes.
+Rules: TypeAlias = Mapping[str, Mapping[str, Rule]]
+_RULES: Rules = {
+    "float32": packed.RULES | transposed.RULES | plain.RULES | of_bytes.FROM_BYTES,
+    **dict.fromkeys(("int32", "int8", "uint8"), of_bytes.RULES),
+}
+_INTEGER_RULES: Rules = dict.fromkeys(("float32", "int8", "uint8"), integers.RULES)
 
 
 def lower(module: Any, choices: Choices) -> Any:
@@ -25,16 +32,21 @@ def lower(module: Any, choices: Choices) -> Any:
     return rewritten(module, choices, _RULES, _attended)
 
 
+def with_integers(module: Any, core: Core) -> Any:
+    """The module with sums of integers where the processor is made for them."""
+    return module if core.dots is None else rewritten(module, Choices(core=core), _INTEGER_RULES)
+
+
 def rewritten(
     module: Any,
     choices: Choices,
-    rules: Mapping[str, Rule],
+    rules: Rules,
     inside: Callable[[Forms], Container[Any]] = lambda forms: (),
 ) -> Any:
     """The module with operators of its main function rewritten by rules, which tell whether they took one.
 
     Args:
-        rules: by the operator's name.
+        rules: by the type of what an operator makes, and its name.
         inside: variables that others make unnecessary.
     """
     function = module["main"]
@@ -59,10 +71,10 @@ def _attended(forms: Forms) -> set[Any]:
     return {var for heads in found if heads is not None for var in heads.inside}
 
 
-def _bind(forms: Forms, rules: Mapping[str, Rule], var: Any, value: Any) -> None:
+def _bind(forms: Forms, rules: Rules, var: Any, value: Any) -> None:
     if isinstance(value, relax.Var) and value in forms.packed:
         forms.packed[var] = forms.packed[value]
         return
-    rule = rules.get(operator(value))
-    if rule is None or not is_float(var) or not rule(forms, var, value):
+    rule = rules.get(dtype_of(var), {}).get(operator(value))
+    if rule is None or not rule(forms, var, value):
         forms.plain[var] = forms.builder.emit(forms.rebuild(value))

@@ -10,7 +10,7 @@ from tvm.target import Target, codegen
 
 from ...analysis.errors import UsageError
 from ..processor import Processor
-from .schedules.common import Core
+from .schedules.common import Core, Dots
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _USUAL_CACHE = 1 << 24  # bytes, where the system does not tell
@@ -58,9 +58,13 @@ def core_of(target: Any) -> Core:
 
     threads = int(target.attrs.get("num-cores", 1) or 1)
     if has("avx512f"):
-        return Core(threads, lanes=16, registers=32, halves=True)
-    vectors = 16 if has("avx2") or has("neon") else 8
-    return Core(threads, registers=vectors, halves=has("f16c") or has("neon"), elements=has("neon"))
+        dots = Dots("llvm.x86.avx512.vpdpbusd.512", 16, "uint8") if has("avx512vnni") else None
+        return Core(threads, lanes=16, registers=32, halves=True, dots=dots)
+    if has("neon"):
+        dots = Dots("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, "int8") if has("dotprod") else None
+        return Core(threads, registers=16, halves=True, elements=True, dots=dots)
+    dots = Dots("llvm.x86.avx512.vpdpbusd.256", 8, "uint8") if has("avxvnni") else None
+    return Core(threads, registers=16 if has("avx2") else 8, halves=has("f16c"), dots=dots)
 
 
 def last_cache(target: Any) -> int:

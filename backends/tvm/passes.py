@@ -4,7 +4,7 @@ A module has one Relax function, ``main``, of static shapes and float32 where it
 pass knows nothing of stays as it is. `Tidy` and `PackedKernels` work on operators, before TVM's own
 LegalizeOps; `Schedules` on kernels, after FuseTIR; `LiftWeights` at any time. This is how `build` uses them:
 
-    Tidy, CanonicalizeBindings, FoldConstant, DeadCodeElimination, PackedKernels,
+    Tidy, Integers, CanonicalizeBindings, FoldConstant, DeadCodeElimination, PackedKernels,
     LegalizeOps, AnnotateTIROpPattern, FoldConstant, DeadCodeElimination, FuseOps, FuseTIR,
     DeadCodeElimination, Schedules, LiftWeights
 
@@ -23,11 +23,12 @@ from tvm import relax, s_tir
 from tvm.s_tir import dlight
 
 from .constants import constant_bytes, tidy
-from .lower import lower
+from .lower import lower, with_integers
 from .machine import core_of, last_cache
 from .schedules.attention import Attention
 from .schedules.common import Core
 from .schedules.conv import ChunkedConv, Conv, Depthwise
+from .schedules.dots import DotConv, DotGemm
 from .schedules.elementwise import Elementwise
 from .schedules.gemm import Gemm
 from .schedules.pool import Pool
@@ -54,6 +55,18 @@ class Tidy:
 
     def transform_module(self, module: Any, context: Any) -> Any:
         return relax.transform.DecomposeOpsForInference()(tidy(module))
+
+
+@tvm.transform.module_pass(opt_level=0, name="onnx_prune.Integers")
+class Integers:
+    """Layers of quantised numbers become sums of integers, where the processor multiplies bytes faster.
+
+    Before: ``conv2d(dequantize(x, s, z), dequantize(weights, t, 0))``.
+    After: ``multiply(astype(subtract(conv2d(x, weights), shift), "float32"), scale)``.
+    """
+
+    def transform_module(self, module: Any, context: Any) -> Any:
+        return with_integers(module, _core())
 
 
 @tvm.transform.module_pass(opt_level=0, name="onnx_prune.PackedKernels")
@@ -91,7 +104,7 @@ class Schedules:
     """
 
     def transform_module(self, module: Any, context: Any) -> Any:
-        rules = [Sparse, Conv, ChunkedConv, Winograd, Depthwise, Gemm, Attention, Rows]
+        rules = [Sparse, DotConv, DotGemm, Conv, ChunkedConv, Winograd, Depthwise, Gemm, Attention, Rows]
         rules += [Pool, Elementwise, Reduction]
         core, own = _core(), module.clone()  # which it writes into
         return dlight.ApplyDefaultSchedule(*(Safe(rule(core)) for rule in rules))(own)
@@ -131,6 +144,7 @@ def fused(kernels: Any) -> Any:
     return tvm.transform.Sequential(
         [
             Tidy(),
+            Integers(),
             t.CanonicalizeBindings(),
             t.FoldConstant(),
             t.DeadCodeElimination(),

@@ -33,7 +33,7 @@ def matmul(forms: Forms, var: Any, call: Any) -> bool:
             return True
     if not _is_batched(call):
         return False
-    if not _writes_permuted(forms, forms.definition(forms.reader.get(var))):
+    if not _writes_permuted(forms, forms.definition(forms.readers.get(var, [None])[-1])):
         forms.plain[var] = _batched(forms, call, list(range(len(left))))
     return True
 
@@ -50,7 +50,7 @@ def _writes_permuted(forms: Forms, value: Any) -> bool:
     if operator(value) != "relax.permute_dims":
         return False
     source = forms.definition(value.args[0])
-    if operator(source) != "relax.matmul" or forms.uses.get(value.args[0]) != 1:
+    if operator(source) != "relax.matmul" or not forms.is_read_once(value.args[0]):
         return False
     return _is_batched(source) and axes_of(value)[-1] == len(axes_of(value)) - 1
 
@@ -167,15 +167,16 @@ def power(forms: Forms, var: Any, call: Any) -> bool:
     function = powers.get(float(exponent.value.numpy().reshape(-1)[0]))
     if function is None or shape_of(x) != static_shape(var):
         return False
-    return _pointwise(forms, var, x, function, "power")
+    return pointwise(forms, var, x, function, "power")
 
 
 def polynomial(forms: Forms, var: Any, call: Any) -> bool:
     """Functions that LLVM would call libm for, one element at a time."""
-    return _pointwise(forms, var, call.args[0], FUNCTIONS[call.op.name], call.op.name.rpartition(".")[2])
+    return pointwise(forms, var, call.args[0], FUNCTIONS[call.op.name], call.op.name.rpartition(".")[2])
 
 
-def _pointwise(forms: Forms, var: Any, x: Any, function: Callable[[Any], Any], name: str) -> bool:
+def pointwise(forms: Forms, var: Any, x: Any, function: Callable[[Any], Any], name: str) -> bool:
+    """A function of each element of a tensor, in the form that has."""
     made = forms.packed if x in forms.packed else forms.plain
     made[var] = forms.emit(
         lambda t: te.compute(t.shape, lambda *at: function(t(*at)), name="pointwise"),

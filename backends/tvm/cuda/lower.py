@@ -39,7 +39,7 @@ class Lowering:
     def lower(self, module: Any) -> Any:
         """The module with its main function calling kernels on tensor cores where they fit."""
         rules = {"relax.nn.conv2d": self._convolution, "relax.matmul": self._product}
-        return rewritten(module, Choices(), rules)
+        return rewritten(module, Choices(), {"float32": rules})
 
     def _convolution(self, made: Forms, var: Any, call: Any) -> bool:
         """A convolution with constant weights and one group."""

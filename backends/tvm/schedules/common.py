@@ -13,6 +13,21 @@ LANES = 8  # channels of a block: a vector, or part of a wider one, or two narro
 
 
 @dataclass(frozen=True)
+class Dots:
+    """An instruction that adds four products of bytes to each 32-bit lane of a vector.
+
+    Attributes:
+        instruction: as LLVM names it.
+        lanes: of the vector.
+        data: type of one of the factors; the other, the weights, are int8.
+    """
+
+    instruction: str
+    lanes: int
+    data: str
+
+
+@dataclass(frozen=True)
 class Core:
     """The processor that kernels are made for.
 
@@ -22,6 +37,7 @@ class Core:
         registers: how many such vectors it keeps.
         halves: whether it reads numbers of half precision as fast as others.
         elements: whether it multiplies a vector by an element of another in one instruction.
+        dots: how it multiplies bytes; None where that is no faster than multiplying floats.
     """
 
     threads: int = 1
@@ -29,6 +45,7 @@ class Core:
     registers: int = 16
     halves: bool = False
     elements: bool = False
+    dots: Dots | None = None
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -90,7 +90,7 @@ def pad_image(x: Any, window: Window, rows: int, columns: int, size: tuple[int, 
     return te.compute((n, blocks, i64(rows), i64(columns), lanes), at, name="conv_pad")
 
 
-def _reach(window: Window, tiles: tuple[int, int]) -> tuple[int, int]:
+def reach(window: Window, tiles: tuple[int, int]) -> tuple[int, int]:
     """Input rows and columns that so many output rows and columns read."""
     (h, w), k, s, d = tiles, window.kernel, window.strides, window.dilations
     return (h - 1) * s[0] + d[0] * (k[0] - 1) + 1, (w - 1) * s[1] + d[1] * (k[1] - 1) + 1
@@ -169,11 +169,11 @@ def conv2d(
     oh, ow = window.out(size)
     flat = not chunk and len(x.shape) == 5 and is_pointwise(window)
     if flat:
-        data, positions = _line(x, tile.columns), oh * ow
+        data, positions = in_line(x, tile.columns), oh * ow
         ohp, owp = 1, ceil_div(positions, tile.columns) * tile.columns
     else:
         ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
-        rows, columns = _reach(window, (ohp, owp))
+        rows, columns = reach(window, (ohp, owp))
         data = pad_image(x, window, rows, columns, size, tirx.const(0.0, "float32"))
     outer, inner, kh, kw, lanes, _ = weights.shape
     rc, ry, rx, rv = (
@@ -212,7 +212,7 @@ def is_pointwise(window: Window) -> bool:
     return window.kernel == window.strides == (1, 1) and not any(window.padding)
 
 
-def _line(x: Any, columns: int) -> Any:
+def in_line(x: Any, columns: int) -> Any:
     """x (N, C/8, H, W, 8) as (N, C/8, 1, P, 8), P a multiple of ``columns``: the last position repeated."""
     n, blocks, h, w, lanes = x.shape
     whole = int(h) * int(w)
@@ -277,7 +277,7 @@ def depthwise(x: Any, weights: Any, window: Window, size: tuple[int, int], tile:
     """Depthwise convolution of x (N, C/8, H, W, 8) by weights (C/8, KH, KW, 8)."""
     oh, ow = window.out(size)
     ohp, owp = ceil_div(oh, tile.rows) * tile.rows, ceil_div(ow, tile.columns) * tile.columns
-    rows, columns = _reach(window, (ohp, owp))
+    rows, columns = reach(window, (ohp, owp))
     data = pad_image(x, window, rows, columns, size, tirx.const(0.0, "float32"))
     ry = te.reduce_axis((i64(0), weights.shape[1]), "ry")
     rx = te.reduce_axis((i64(0), weights.shape[2]), "rx")
@@ -300,8 +300,10 @@ def depthwise(x: Any, weights: Any, window: Window, size: tuple[int, int], tile:
 class Conv(Rule):
     """Schedule of `conv2d` with whatever elementwise operators were fused after it."""
 
+    label = "conv.tile"
+
     def schedule(self, schedule: Any) -> Any:
-        found = annotated(schedule, "conv.tile")
+        found = annotated(schedule, self.label)
         if found is None:
             return None
         sums, (t, rows, columns, outer, flat) = found[0], (int(v) for v in str(found[1]).split(","))
@@ -327,8 +329,12 @@ class Conv(Rule):
         if self.threaded(schedule, sums):
             schedule.parallel(schedule.fuse(*around[:3]))
         vector_pad(schedule)
-        _sum_in_registers(schedule, sums, around[3], self.core.lanes)
+        self.sum(schedule, sums, around[3])
         return schedule
+
+    def sum(self, schedule: Any, sums: Any, at: Any) -> None:
+        """Compute a tile of sums within the loop ``at``."""
+        _sum_in_registers(schedule, sums, at, self.core.lanes)
 
 
 class ChunkedConv(Rule):

@@ -166,13 +166,15 @@ def _rows_near(tiles: int, mr: int, depth: int) -> int:
 class Gemm(Rule):
     """Schedule of both products with whatever elementwise operators were fused after them."""
 
+    label = "gemm.tile"
+
     def schedule(self, schedule: Any) -> Any:
-        constant, batched = annotated(schedule, "gemm.tile"), annotated(schedule, "gemm.batched")
+        constant, batched = annotated(schedule, self.label), annotated(schedule, "gemm.batched")
         found = constant or batched
         if found is None:
             return None
         sums, tile = found[0], [int(v) for v in str(found[1]).split(",")]
-        depth = extent(schedule, schedule.get_loops(sums)[-1])
+        depth = extent(schedule, schedule.get_loops(sums)[3 if constant else -1])
         mr, nr, last = tile
         out = inline_around(schedule, lambda name: name in ("gemm_pack", "gemm_sum"))
         shape = [extent(schedule, loop) for loop in schedule.get_loops(out)]
@@ -202,15 +204,19 @@ class Gemm(Rule):
         schedule.compute_at(sums, inner, preserve_unit_loops=True)
         if batched:
             schedule.compute_at(schedule.get_sblock("gemm_pack"), outer, preserve_unit_loops=True)
-        i, p, j, k = schedule.get_loops(sums)[-4:]
-        schedule.reorder(k, i, p, j)
-        schedule.unroll(i)
-        vectorize(schedule, j, self.core.lanes)
         # After decompose_reduction the block is no longer one that a loop around it may run in parallel.
         if self.threaded(schedule, sums) and extent(schedule, outer) > 1:
             schedule.parallel(outer)
-        unroll_init(schedule, schedule.decompose_reduction(sums, k), 3)
+        self.sum(schedule, sums)
         schedule.unroll(inner_row)
         vectorize(schedule, lane, self.core.lanes)
         schedule.annotate(panel if batched or last else outer, "pragma_loop_partition_hint", 1)
         return schedule
+
+    def sum(self, schedule: Any, sums: Any) -> None:
+        """The loops of a tile of sums."""
+        i, p, j, k = schedule.get_loops(sums)[-4:]
+        schedule.reorder(k, i, p, j)
+        schedule.unroll(i)
+        vectorize(schedule, j, self.core.lanes)
+        unroll_init(schedule, schedule.decompose_reduction(sums, k), 3)
