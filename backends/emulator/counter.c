@@ -40,13 +40,15 @@ struct block {
 static struct block *blocks;
 static char path[4096];
 
-/* Encodings: Arm Architecture Reference Manual, C4.1 and C7.2 (FMLA, FMLS by element and by vector; FMADD). */
+/* Encodings: Arm Architecture Reference Manual, C4.1 and C7.2 (FMLA, FMLS by element and by vector; SDOT likewise;
+   FMADD). */
 static void count(uint32_t word, uint64_t *inside)
 {
     bool element = (word & 0xFFC0B400) == 0x4F801000;
     bool vector = (word & 0xFF60FC00) == 0x4E20CC00;
     inside[ALL] += 1;
-    inside[NEON] += element || vector;
+    bool bytes = (word & 0xFFE0FC00) == 0x4E809400 || (word & 0xFFC0F400) == 0x4F80E000;
+    inside[NEON] += element || vector || bytes;
     inside[SVE] += (word & 0xFFE04000) == 0x65A00000 || (word & 0xFFE0F800) == 0x64A00000;
     inside[SCALAR] += (word & 0xFF000000) == 0x1F000000;
     inside[MEMORY] += (word >> 25 & 5) == 4;

@@ -20,9 +20,10 @@ from ..artifact import Compiled
 from ..base import TensorSpec
 from ..tvm import passes
 from ..tvm.build import scheduled_kernel
+from ..tvm.computed import Choice
 from ..tvm.devices import array_of
 from ..tvm.sparse import Operand
-from ..tvm.workloads import Choice, Workload
+from ..tvm.workloads import Workload
 from ..weights import Program, gathered
 from .counts import counted
 from .cycles import Model
@@ -94,7 +95,7 @@ def _program(
     builder, rng = relax.BlockBuilder(), np.random.default_rng(0)
     feeds: dict[str, Any] = {}
     arguments: dict[str, list[Any]] = {}
-    shapes = {name: tuple(map(int, operands[-1])) for name, (_, operands) in kernels.items()}
+    results = {name: array_of(rng, operands[-1]) for name, (_, operands) in kernels.items()}
     for name, (_, operands) in kernels.items():
         arguments[name] = []
         for n, operand in enumerate(operands[:-1]):
@@ -107,13 +108,13 @@ def _program(
             made = []
             for name, (kernel, _) in kernels.items():
                 variable = builder.add_func(kernel, name)
-                shape = relax.TensorType(shapes[name], "float32")
-                made.append(builder.emit(relax.call_tir(variable, arguments[name], shape)))
+                type_ = relax.TensorType(results[name].shape, results[name].dtype.name)
+                made.append(builder.emit(relax.call_tir(variable, arguments[name], type_)))
             result = builder.emit_output(relax.Tuple(made))
         builder.emit_func_output(result)
     with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
         executable = tvm.compile(builder.get(), target=target)
     inputs = tuple(TensorSpec(name, array.dtype.name, array.shape) for name, array in feeds.items())
-    outputs = tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
+    outputs = tuple(TensorSpec(name, array.dtype.name, array.shape) for name, array in results.items())
     program = Program(executable, gathered([]), {"main": ()})
     return Compiled(program, inputs, outputs, description), feeds

@@ -12,12 +12,13 @@ from tvm import tirx
 from ...analysis.errors import BackendError
 from ..weights import Program, gathered
 from . import passes
+from .computed import Choice
 from .described import described
 from .machine import core_of
 from .merge import merge
 from .sparse import Operand
 from .weights import Distinct
-from .workloads import Choice, Choices, Workload, scheduled
+from .workloads import Choices, Workload, scheduled
 
 
 def output_shapes(module: Any) -> tuple[tuple[int | None, ...], ...]:

@@ -59,6 +59,8 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
             made = self._clip(call)
         elif name == "relax.nn.batch_norm":
             made = self._normalise(call)
+        elif name == "relax.dequantize":
+            made = self._dequantise(call)
         elif name in _ELEMENTWISE or name in _RESHAPES or name == "relax.permute_dims":
             made = self._fold(call, name)
         return super().visit_call_(call) if made is None else made
@@ -83,6 +85,17 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
         with np.errstate(all="ignore"):
             value = _ELEMENTWISE[name](*values)
         return relax.const(np.asarray(value, str(call.ty.dtype)))
+
+    def _dequantise(self, call: Any) -> Any:
+        x, scale, zero = values = [self._constant(argument) for argument in call.args]
+        if any(value is None for value in values) or x.dtype.kind not in "iu" or scale.dtype != np.float32:
+            return None
+        spread = [1] * x.ndim
+        if x.ndim and scale.size > 1:
+            spread[int(call.attrs.axis)] = -1
+        scale, zero = (v.reshape(spread if v.size > 1 else ()) for v in (scale, zero))
+        whole = (x.astype(np.int64) - zero.astype(np.int64)).astype(np.float32)
+        return relax.const(np.asarray(whole * scale, np.float32))
 
     def _normalise(self, call: Any) -> Any:
         """A BatchNorm with constant parameters as one multiplication and one addition."""

@@ -16,8 +16,9 @@ from tvm.s_tir import meta_schedule
 
 from ...analysis.errors import BackendError
 from ...passes.execute import first_line
+from .computed import Choice
 from .machine import core_of
-from .workloads import Choice, Measured, Workload, key, scheduled
+from .workloads import Measured, Workload, key, scheduled
 
 _WORKLOAD, _CHOICE = "onnx_prune.workload", "onnx_prune.choice"
 _ESTIMATED = "onnx_prune.estimated"  # what seconds are where they are none, such as cycles of an emulation

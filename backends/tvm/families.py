@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 
 from ..table import Axis, Call, Sizes
 from .schedules.common import LANES
-from .sparse import Sparse
 from .workloads import Attention, Batched, Convolution, Dense, Depthwise, Product, Workload
 
 _OUT, _IN = Axis("out", LANES), Axis("in", LANES)
@@ -66,8 +65,8 @@ def call_of(workload: Dense, calls: int) -> Call:
 
 
 def dense(seen: Mapping[Workload, int]) -> dict[Dense, int]:
-    """The workloads that a table tells of: as they are with no zeros skipped."""
-    return {workload: calls for workload, calls in seen.items() if not isinstance(workload, Sparse)}
+    """The workloads that a table tells of: of floats, as they are with no zeros skipped."""
+    return {workload: calls for workload, calls in seen.items() if isinstance(workload, Dense)}
 
 
 def calls_of(seen: Mapping[Workload, int]) -> list[Call]:

@@ -1,8 +1,8 @@
 """Layers of quantised numbers as sums of integers, for processors that multiply bytes faster than floats.
 
 A sum of products of what two DequantizeLinear gave is one of integers times both scales, less what the zero
-point of the activations adds: that times the sum of each output's weights, a constant. An image is padded with
-its zero point, which stands for zero.
+point of the activations adds: that times the sum of each output's weights, a constant. An image is padded
+with its zero point, which stands for zero.
 
     Before: conv2d(dequantize(x, s, z), dequantize(w, t, 0))
     After: multiply(astype(subtract(conv2d(x, w), z·Σw), "float32"), s·t)

@@ -14,12 +14,12 @@ from tvm import relax, tirx
 from tvm.ir import Constant
 
 from . import packed
+from .bytewise import ByteConvolution, ByteProduct
 from .forms import ALONE, FUSIBLE, Forms, operator, static_shape
 from .packed import pair
 from .plain import pointwise
 from .schedules import conv, dots
-from .schedules.common import LANES, ceil_div
-from .schedules.tile import tiles
+from .schedules.tile import Tile
 from .views import reshape_index
 
 BYTES = ("uint8", "int8")
@@ -39,16 +39,16 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     weights = w.value.numpy()
     kernel = (weights.shape[2], weights.shape[3])
     window = conv.Window(kernel, pair(attrs.strides), pair(attrs.dilation), padding)
-    h, width = static_shape(x)[2:]
-    blocks, (rows, columns) = ceil_div(weights.shape[0], LANES), window.out((h, width))
-    area = (1, rows * columns) if conv.is_pointwise(window) else (rows, columns)
-    tile = tiles(blocks, *area, forms.choices.core)[0]
+    n, c, h, width = static_shape(x)
+    workload = ByteConvolution((n, c, h, width), weights.shape[0], window, str(x.ty.dtype), zero)
+    tile = Tile(*forms.choices.of(workload))
     forms.packed[var] = forms.emit(
-        lambda d, k: dots.conv2d(d, k, window, (h, width), blocks, tile, zero),
+        lambda d, k: workload.compute(d, k, tile),
         "conv2d",
-        FUSIBLE if (rows, columns) != (1, 1) else ALONE,
+        FUSIBLE if window.out((h, width)) != (1, 1) else ALONE,
         forms.pack(x),
         relax.const(dots.pack_conv(weights, tile)),
+        workload=workload,
     )
     return True
 
@@ -74,7 +74,8 @@ def matmul(forms: Forms, var: Any, call: Any) -> bool:
     shape, weights = static_shape(x), w.value.numpy()
     lead, (k, n) = shape[:-1], weights.shape
     rows = math.prod(lead)
-    tile = dots.choose(rows, n, forms.choices.core)
+    workload = ByteProduct(rows, k, n, str(x.ty.dtype))
+    tile = forms.choices.of(workload)
     position = reshape_index(shape, (rows, k))
     forms.plain[var] = forms.emit(
         lambda d, b: dots.matmul(lambda at: d(*position(at)), lead, k, b, n, tile),
@@ -82,6 +83,7 @@ def matmul(forms: Forms, var: Any, call: Any) -> bool:
         FUSIBLE if rows > 1 else ALONE,
         forms.rebuild(x),
         relax.const(dots.pack_matrix(weights, tile[1])),
+        workload=workload,
     )
     return True
 

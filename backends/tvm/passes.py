@@ -4,7 +4,7 @@ A module has one Relax function, ``main``, of static shapes and float32 where it
 pass knows nothing of stays as it is. `Tidy` and `PackedKernels` work on operators, before TVM's own
 LegalizeOps; `Schedules` on kernels, after FuseTIR; `LiftWeights` at any time. This is how `build` uses them:
 
-    Tidy, Integers, CanonicalizeBindings, FoldConstant, DeadCodeElimination, PackedKernels,
+    Integers, Tidy, CanonicalizeBindings, FoldConstant, DeadCodeElimination, PackedKernels,
     LegalizeOps, AnnotateTIROpPattern, FoldConstant, DeadCodeElimination, FuseOps, FuseTIR,
     DeadCodeElimination, Schedules, LiftWeights
 
@@ -143,8 +143,8 @@ def fused(kernels: Any) -> Any:
     t = relax.transform
     return tvm.transform.Sequential(
         [
-            Tidy(),
             Integers(),
+            Tidy(),
             t.CanonicalizeBindings(),
             t.FoldConstant(),
             t.DeadCodeElimination(),

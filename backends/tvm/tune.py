@@ -17,10 +17,11 @@ from typing import Any
 from ..base import Progress
 from ..tracker import NoDevice
 from .build import workloads_of
+from .computed import Choice
 from .database import Database
 from .devices import Device, Here
 from .trial import BETWEEN, Trials
-from .workloads import Choice, Workload, key
+from .workloads import Workload, key
 
 _FINALISTS, _ROUNDS = 3, 9
 _FASTER = 0.97  # than the default, to be taken

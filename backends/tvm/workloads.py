@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 from numpy.typing import NDArray
-from tvm import s_tir, te
+from tvm import s_tir
 
+from .bytewise import ByteConvolution, ByteProduct
+from .computed import Choice, Computed, placeholder, shown
 from .schedules import attention, conv, gemm, winograd
-from .schedules.common import LANES, Core, Rule, ceil_div, i64
+from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 from .sparse import Operand, Sparse
-
-# How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
-Choice: TypeAlias = tuple[int, ...]
 
 VERSION = 5  # of kernels and schedules: times of another one say nothing about these
 MOST = 12  # choices of a workload
@@ -37,24 +35,8 @@ _CLEARLY = 0.8  # of the time of the direct way, to be preferred
 _SURELY = 1.1  # the estimated gain that is taken for one
 
 
-class _Computed(ABC):
-    """A workload whose kernel is computed by TE."""
-
-    def function(self, choice: Choice, core: Core) -> Any:
-        """The kernel of a choice, not scheduled yet."""
-        return te.create_prim_func(list(self.tensors(choice)))
-
-    def operands(self, choice: Choice) -> list[Operand]:
-        """What it takes, the result last."""
-        return [tuple(int(size) for size in tensor.shape) for tensor in self.tensors(choice)]
-
-    @abstractmethod
-    def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
-        """What a choice reads and computes."""
-
-
 @dataclass(frozen=True)
-class Convolution(_Computed):
+class Convolution(Computed):
     """A convolution of (n, channels, height, width) to ``out`` channels.
 
     Attributes:
@@ -80,9 +62,7 @@ class Convolution(_Computed):
     @property
     def description(self) -> str:
         sections = f", {self.sections} sections" if self.sections > 1 else ""
-        return (
-            f"convolution {_shown(self.data, self.window)}, {self.data[1]} to {self.out} channels{sections}"
-        )
+        return f"convolution {shown(self.data, self.window)}, {self.data[1]} to {self.out} channels{sections}"
 
     @property
     def flops(self) -> float:
@@ -153,7 +133,7 @@ class Convolution(_Computed):
         tile = Tile(*choice)
         n, c, h, w = self.data
         shape = (n, c, h, w) if self.thin else (n, ceil_div(c, LANES), h, w, LANES)
-        x, k = _tensor(shape, "x"), _tensor(self.packed_shape(tile), "w")
+        x, k = placeholder(shape, "x"), placeholder(self.packed_shape(tile), "w")
         return x, k, self.compute(x, k, tile, line=True)
 
     def packed_shape(self, tile: Tile) -> tuple[int, ...]:
@@ -184,7 +164,7 @@ class Convolution(_Computed):
 
 
 @dataclass(frozen=True)
-class Depthwise(_Computed):
+class Depthwise(Computed):
     """A depthwise convolution of (n, channels, height, width)."""
 
     name: ClassVar[str] = "depthwise"
@@ -195,7 +175,7 @@ class Depthwise(_Computed):
 
     @property
     def description(self) -> str:
-        return f"depthwise convolution {_shown(self.data, self.window)}, {self.data[1]} channels"
+        return f"depthwise convolution {shown(self.data, self.window)}, {self.data[1]} channels"
 
     @property
     def flops(self) -> float:
@@ -214,12 +194,15 @@ class Depthwise(_Computed):
         """What a choice reads and computes."""
         n, c, h, w = self.data
         blocks = ceil_div(c, LANES)
-        x, k = _tensor((n, blocks, h, w, LANES), "x"), _tensor((blocks, *self.window.kernel, LANES), "w")
+        x, k = (
+            placeholder((n, blocks, h, w, LANES), "x"),
+            placeholder((blocks, *self.window.kernel, LANES), "w"),
+        )
         return x, k, conv.depthwise(x, k, self.window, (h, w), Tile(*choice))
 
 
 @dataclass(frozen=True)
-class Product(_Computed):
+class Product(Computed):
     """(rows, depth) times a constant matrix (depth, columns)."""
 
     name: ClassVar[str] = "gemm"
@@ -250,13 +233,13 @@ class Product(_Computed):
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
         panels = ceil_div(self.columns, choice[1])
-        x, k = _tensor((self.rows, self.depth), "x"), _tensor((panels, self.depth, choice[1]), "w")
+        x, k = placeholder((self.rows, self.depth), "x"), placeholder((panels, self.depth, choice[1]), "w")
         made = gemm.matmul_packed(lambda at: x(*at), (self.rows,), self.depth, k, self.columns, choice)
         return x, k, made
 
 
 @dataclass(frozen=True)
-class Batched(_Computed):
+class Batched(Computed):
     """(batch, rows, depth) times (batch, depth, columns), both computed."""
 
     name: ClassVar[str] = "batched"
@@ -281,8 +264,8 @@ class Batched(_Computed):
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
-        x = _tensor((self.batch, self.rows, self.depth), "x")
-        y = _tensor((self.batch, self.depth, self.columns), "w")
+        x = placeholder((self.batch, self.rows, self.depth), "x")
+        y = placeholder((self.batch, self.depth, self.columns), "w")
         sizes = (self.rows, self.depth, self.columns)
         made = gemm.matmul_batched(
             lambda at: x(*at), lambda at: y(*at), (self.batch,), sizes, (0, 1, 2), choice
@@ -351,7 +334,7 @@ class Attention:
 
 
 Dense: TypeAlias = Convolution | Depthwise | Product | Batched | Attention
-Workload: TypeAlias = Dense | Sparse
+Workload: TypeAlias = Dense | Sparse | ByteConvolution | ByteProduct
 
 
 def scheduled(workload: Workload, function: Any, core: Core) -> Any:
@@ -454,14 +437,3 @@ class Choices:
         self.seen[dense if taken else sparse] += 1
         self.layers.append(Skipped(weights, sparse, dense, taken, gain, measured))
         return taken
-
-
-def _shown(data: tuple[int, int, int, int], window: conv.Window) -> str:
-    """Window and image: "3 x 3 / 2 of 8 x 56 x 56" is three by three in steps of two, a batch of eight."""
-    step = "" if window.strides == (1, 1) else f" / {window.strides[0]}"
-    batch = "" if data[0] == 1 else f"{data[0]} x "
-    return f"{window.kernel[0]} x {window.kernel[1]}{step} of {batch}{data[2]} x {data[3]}"
-
-
-def _tensor(shape: tuple[int, ...], name: str) -> Any:
-    return te.placeholder([i64(size) for size in shape], "float32", name)

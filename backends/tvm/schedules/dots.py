@@ -16,7 +16,7 @@ from tvm import s_tir, te, tirx
 from tvm.script import tirx as T
 
 from . import conv, gemm
-from .common import LANES, Core, Dots, ceil_div, i64, joined
+from .common import LANES, Dots, ceil_div, i64, joined
 from .tile import Tile
 
 FOUR = 4  # products of a lane
@@ -96,11 +96,6 @@ class DotConv(conv.Conv):
 # ---------------------------------------------------------------------- products
 
 
-def choose(rows: int, columns: int, core: Core) -> tuple[int, int, int]:
-    """Rows and columns of a register tile, and which loop is outermost, of a product."""
-    return (*gemm.tiles(rows, columns, core)[0], 0)
-
-
 def pack_matrix(weights: NDArray[Any], columns: int) -> NDArray[Any]:
     """(K, N), K a multiple of four, as (N/columns, K/4, columns, 4), zero padded."""
     panels = gemm.pack_weights(weights, columns)
@@ -175,7 +170,7 @@ def _described(dots: Dots) -> tuple[Any, Any]:
     data, lanes = dots.data, dots.lanes
     words, some, many = f"int32x{lanes}", f"{data}x4", f"int8x{4 * lanes}"
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def computed(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (4,), dtype=data, offset_factor=1)
         B = T.match_buffer(b, (lanes, 4), dtype="int8", offset_factor=1)
@@ -189,7 +184,7 @@ def _described(dots: Dots) -> tuple[Any, Any]:
                         vi, vk = T.axis.remap("SR", [i, k])
                         C[vi] = C[vi] + T.cast(A[vk], dtype="int32") * T.cast(B[vi, vk], dtype="int32")
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def called(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, (4,), dtype=data, offset_factor=1)
         B = T.match_buffer(b, (lanes, 4), dtype="int8", offset_factor=1)
