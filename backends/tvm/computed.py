@@ -34,7 +34,7 @@ class Computed(ABC):
 
 def _operand(tensor: Any) -> Operand:
     shape = tuple(int(size) for size in tensor.shape)
-    return shape if tensor.dtype == "float32" else np.zeros(shape, tensor.dtype)
+    return shape if tensor.dtype == "float32" else np.zeros(shape, str(tensor.dtype))
 
 
 def placeholder(shape: tuple[int, ...], name: str, dtype: str = "float32") -> Any:

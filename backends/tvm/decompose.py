@@ -94,7 +94,8 @@ def decompose(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
 
 def writer_of(proto: onnx.ModelProto) -> Writer:
     """A writer that knows the model's static shapes and constants."""
-    return Writer(_shapes(proto), *_constants(proto.graph))
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+    return Writer(_shapes(proto), *_constants(proto.graph), opset)
 
 
 def _taken(node: onnx.NodeProto) -> bool:

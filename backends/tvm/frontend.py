@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+from tvm import relax
 from tvm.relax.frontend import onnx as relax_onnx
 
 from ...analysis.errors import BackendError
@@ -18,6 +19,7 @@ from ...passes.execute import first_line
 from ..onnxruntime import session, session_options
 from . import recurrent
 from .decompose import decompose, writer_of
+from .forms import is_float
 from .schedules.recurrence import GATES
 
 # Handled by the importer itself, outside its table of operators.
@@ -117,7 +119,7 @@ def import_model(proto: onnx.ModelProto) -> Any:
 
 
 class _Importer(relax_onnx.onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
-    """TVM's importer, and recurrent operators."""
+    """TVM's importer, and what it lacks or does slowly."""
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         """`unsupported` has."""
@@ -125,4 +127,8 @@ class _Importer(relax_onnx.onnx_frontend.ONNXGraphImporter):  # type: ignore[mis
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
         if op_name in GATES:
             return recurrent.convert(self.bb, op_name, list(inputs), attrs)
+        if op_name == "Cast" and attrs["to"] == onnx.TensorProto.INT32 and is_float(inputs[0]):
+            # TVM's own wraps what does not fit, which ONNX leaves open, in int64 and with nine readers of
+            # what is cast: fused, they are computed nine times.
+            return relax.op.astype(inputs[0], "int32")
         return super()._convert_operator(op_name, inputs, attrs, opset)

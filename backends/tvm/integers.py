@@ -181,7 +181,7 @@ def _scaled(
     """Sums less what the zero point adds to them, as floats times the scales."""
     emit = forms.builder.emit
     if not isinstance(data.zero, Constant):
-        zero = emit(relax.op.astype(relax.op.reshape(data.zero, []), "int32"))
+        zero = emit(relax.op.astype(emit(relax.op.reshape(forms.rebuild(data.zero), [])), "int32"))
         sums = emit(relax.op.subtract(sums, emit(relax.op.multiply(zero, relax.const(totals)))))
     elif _scalar(data.zero):
         shift = np.int32(_scalar(data.zero)) * totals

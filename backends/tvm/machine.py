@@ -57,13 +57,15 @@ def core_of(target: Any) -> Core:
         return bool(codegen.target_has_features(feature, target))
 
     threads = int(target.attrs.get("num-cores", 1) or 1)
+    half = Dots("llvm.x86.avx512.vpdpbusd.256", 8, "uint8")
     if has("avx512f"):
-        dots = Dots("llvm.x86.avx512.vpdpbusd.512", 16, "uint8") if has("avx512vnni") else None
+        known = has("avx512vnni") and has("avx512vl")
+        dots = Dots("llvm.x86.avx512.vpdpbusd.512", 16, "uint8", half) if known else None
         return Core(threads, lanes=16, registers=32, halves=True, dots=dots)
     if has("neon"):
         dots = Dots("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, "int8") if has("dotprod") else None
         return Core(threads, registers=16, halves=True, elements=True, dots=dots)
-    dots = Dots("llvm.x86.avx512.vpdpbusd.256", 8, "uint8") if has("avxvnni") else None
+    dots = half if has("avxvnni") else None
     return Core(threads, registers=16 if has("avx2") else 8, halves=has("f16c"), dots=dots)
 
 

@@ -21,6 +21,7 @@ class Writer:
         shapes: static shapes by name, as far as they are known.
         values: small constants by name.
         constants: names of all constants.
+        opset: of the model.
     """
 
     def __init__(
@@ -28,7 +29,9 @@ class Writer:
         shapes: Mapping[str, tuple[int, ...]],
         values: Mapping[str, NDArray[Any]],
         constants: Set[str],
+        opset: int,
     ) -> None:
+        self.opset = opset
         self._shapes, self._values, self._constants = shapes, values, constants
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}

@@ -20,11 +20,13 @@ class Dots:
         instruction: as LLVM names it.
         lanes: of the vector.
         data: type of one of the factors; the other, the weights, are int8.
+        half: the same of vectors half as long, for what does not fill these; None where there is none.
     """
 
     instruction: str
     lanes: int
     data: str
+    half: Dots | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tvm import s_tir, te, tirx
 from tvm.script import tirx as T
 
 from . import conv, gemm
-from .common import LANES, Dots, ceil_div, i64, joined
+from .common import LANES, Dots, ceil_div, extent, i64, joined
 from .tile import Tile
 
 FOUR = 4  # products of a lane
@@ -133,7 +133,7 @@ def matmul(x: gemm.Read, lead: Sequence[int], k: int, weights: Any, n: int, tile
 class DotGemm(gemm.Gemm):
     """Schedule of `matmul` with whatever elementwise operators were fused after it."""
 
-    label = "dots.gemm"
+    label, batched_label = "dots.gemm", ""
 
     def sum(self, schedule: Any, sums: Any) -> None:
         assert self.core.dots is not None
@@ -145,6 +145,8 @@ class DotGemm(gemm.Gemm):
 
 def _dot(schedule: Any, sums: Any, lane: Any, first: Any, dots: Dots) -> None:
     """A loop over lanes, with one over four products in it, becomes instructions."""
+    if dots.half is not None and extent(schedule, lane) % dots.lanes:
+        dots = dots.half
     vectors, lane = schedule.split(lane, [None, dots.lanes])
     schedule.unroll(vectors)
     init = schedule.decompose_reduction(sums, first)

@@ -166,10 +166,10 @@ def _rows_near(tiles: int, mr: int, depth: int) -> int:
 class Gemm(Rule):
     """Schedule of both products with whatever elementwise operators were fused after them."""
 
-    label = "gemm.tile"
+    label, batched_label = "gemm.tile", "gemm.batched"
 
     def schedule(self, schedule: Any) -> Any:
-        constant, batched = annotated(schedule, self.label), annotated(schedule, "gemm.batched")
+        constant, batched = annotated(schedule, self.label), annotated(schedule, self.batched_label)
         found = constant or batched
         if found is None:
             return None
