@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz profiles validate-speed mutations tvm-zoo exports arm-setup arm-counts arm-rpc cuda-kernels test-gpu clean
+.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz profiles validate-speed mutations tvm-zoo exports arm-setup arm-counts arm-rpc cuda-kernels int8-bench test-gpu clean
 
 install: .venv/.installed
 
@@ -64,6 +64,10 @@ arm-rpc: arm-setup
 cuda-kernels: .venv/.tested
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,cuda,peers]'
 	$(BIN)/python tools/cuda_table.py
+
+# Slow: quantised nets beside ONNX Runtime, and counted on 64-bit ARM; the table goes to docs/int8.md.
+int8-bench: arm-setup
+	$(BIN)/python tools/int8_bench.py
 
 # Only where there is a GPU of NVIDIA; the comparison needs a PyTorch with CUDA in the same environment.
 test-gpu: .venv/.tested
