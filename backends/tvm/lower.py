@@ -34,7 +34,10 @@ def lower(module: Any, choices: Choices) -> Any:
 
 def with_integers(module: Any, core: Core) -> Any:
     """The module with sums of integers where the processor is made for them."""
-    return module if core.dots is None else rewritten(module, Choices(core=core), _INTEGER_RULES)
+    bindings = (b for block in getattr(module["main"].body, "blocks", []) for b in block.bindings)
+    if core.dots is None or all(operator(b.value) != "relax.dequantize" for b in bindings):
+        return module
+    return rewritten(module, Choices(core=core), _INTEGER_RULES)
 
 
 def rewritten(
