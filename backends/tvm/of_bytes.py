@@ -15,7 +15,7 @@ from tvm.ir import Constant
 
 from . import packed
 from .bytewise import ByteConvolution, ByteProduct
-from .forms import ALONE, FUSIBLE, Forms, operator, static_shape
+from .forms import ALONE, FUSIBLE, Forms, dtype_of, operator, static_shape
 from .packed import pair
 from .plain import pointwise
 from .schedules import conv, dots
@@ -28,12 +28,12 @@ BYTES = ("uint8", "int8")
 def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     """A convolution of bytes in one group, its padding found again."""
     attrs, (x, w) = call.attrs, call.args
-    if str(var.ty.dtype) != "int32" or not isinstance(w, Constant):
+    if not _is_convolution(forms, call):
         return False
     padding, zero = (0, 0, 0, 0), 0
     if _is_margin(forms, x):
         pad = forms.definition(x)
-        x, zero = pad.args[0], int(pad.args[1].value.numpy() if len(pad.args) > 1 else pad.attrs.pad_value)
+        x, zero = pad.args[0], int(pad.attrs.pad_value)
         _, _, _, _, top, bottom, left, right = (int(v) for v in pad.attrs.pad_width)
         padding = (top, left, bottom, right)
     weights = w.value.numpy()
@@ -60,16 +60,32 @@ def pad(forms: Forms, var: Any, call: Any) -> bool:
 
 def _is_margin(forms: Forms, var: Any) -> bool:
     value = forms.definition(var)
-    if operator(value) != "relax.nn.pad" or str(var.ty.dtype) not in BYTES:
+    if operator(value) != "relax.nn.pad" or str(value.attrs.pad_mode) != "constant":
         return False
     readers = [forms.definition(reader) for reader in forms.readers.get(var, [])]
-    return all(operator(reader) == "relax.nn.conv2d" for reader in readers)
+    return len(static_shape(var)) == 4 and all(_is_convolution(forms, reader) for reader in readers)
+
+
+def _is_convolution(forms: Forms, call: Any) -> bool:
+    """One of what the processor multiplies, as `integers` writes it."""
+    if operator(call) != "relax.nn.conv2d" or not _multiplies(forms, call):
+        return False
+    attrs = call.attrs
+    return attrs.data_layout == "NCHW" and int(attrs.groups) == 1 and not any(map(int, attrs.padding))
+
+
+def _multiplies(forms: Forms, call: Any) -> bool:
+    """Whether an operator sums products of bytes, and the processor does that, with constant weights."""
+    (x, w), made = call.args, forms.choices.core.dots
+    if made is None or not isinstance(w, Constant):
+        return False
+    return (dtype_of(x), dtype_of(w), dtype_of(call)) == (made.data, "int8", "int32")
 
 
 def matmul(forms: Forms, var: Any, call: Any) -> bool:
     """A product of bytes with a constant matrix."""
     x, w = call.args
-    if str(var.ty.dtype) != "int32" or not isinstance(w, Constant) or str(x.ty.dtype) not in BYTES:
+    if not _multiplies(forms, call) or len(static_shape(w)) != 2 or static_shape(w)[0] % dots.FOUR:
         return False
     shape, weights = static_shape(x), w.value.numpy()
     lead, (k, n) = shape[:-1], weights.shape
