@@ -155,14 +155,11 @@ def zeros(model: onnx.ModelProto, ratio: float) -> onnx.ModelProto:
 
 
 @needs_qemu
-@pytest.mark.parametrize(
-    ("name", "cpu"),
-    [("digits_mobilenet", "cortex-a72"), ("digits_resnet", "cortex-a76"), ("digits_vit", "neoverse-v1")],
-)
-def test_a_run_is_what_the_model_computes(name: str, cpu: str) -> None:
-    dense = load(FOLDER / f"{name}.onnx")
+def test_a_run_is_what_the_model_computes() -> None:
+    """Other nets and processors: `make arm-counts`."""
+    dense = load(FOLDER / "digits_resnet.onnx")
     pruned = prune(dense, macs=0.5, multiple=8, check=False, criterion="l2", recover="none").model
-    before, after = emulate([("dense", dense), ("pruned", pruned)], f"arm:{cpu}")
+    before, after = emulate([("dense", dense), ("pruned", pruned)], "arm:cortex-a76")
     assert max(before.error, after.error) < TOLERANCE
     for found in (before, after):
         assert found.vector_fmas > 0.25 * found.instructions
@@ -189,7 +186,10 @@ def test_zeros_are_skipped_there_too() -> None:
 
 @needs_qemu
 def test_counts_are_the_same_each_time() -> None:
-    model = load(FOLDER / "digits_vit.onnx")
+    from onnx_prune import Model
+
+    net = Net(1, 16, 14, 14)
+    model = Model(net.model(net.conv(net.op("Relu", net.conv("x", 16, 32, 3)), 32, 16, 1)))
     first, second = (emulate([("m", model)], "arm:cortex-a72")[0] for _ in range(2))
     assert first.kernels == second.kernels
 
@@ -222,7 +222,10 @@ def test_multiply_adds_are_counted_exactly(tmp_path: Path) -> None:
 
 @needs_qemu
 def test_the_command(tmp_path: Path) -> None:
-    model = str(FOLDER / "digits_resnet.onnx")
+    from onnx_prune import Model, save
+
+    net, model = Net(1, 16, 14, 14), tmp_path / "m.onnx"
+    save(Model(net.model(net.conv("x", 16, 32, 3))), model)
     done = run("bench", model, "--target", "arm:cortex-a72", "--emulate", "--kernels", "--json", "-")
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["emulated"]

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from farming import KEY, Farm, farm
-from onnx_prune import BackendError, Model, UsageError, bench_remote, compile, load, tune
+from onnx_prune import BackendError, Model, UsageError, bench_remote, compile, save, tune
 from onnx_prune.backends.base import Progress
 from onnx_prune.backends.onnxruntime import OnnxRuntimeBackend
 from onnx_prune.backends.tracker import Tracker
-from onnx_prune.models.digits import FOLDER
 from onnx_prune.passes.execute import random_inputs
-from test_backends import TOLERANCE
+from test_backends import TOLERANCE, Net
 from test_cli import run
 from test_tune import convolutions
 
@@ -54,14 +53,15 @@ def records(folder: Path) -> int:
 
 
 def test_models_are_timed_on_a_device(tmp_path: Path) -> None:
-    small, large = Model(convolutions()), load(FOLDER / "digits_vit.onnx")
+    small, net, path = Model(convolutions()), Net(1, 16, 28, 28), tmp_path / "m.onnx"
+    large = Model(net.model(net.conv("x", 16, 32, 3)))
+    save(small, path)
     with farm(tmp_path, 1) as devices:
         known(devices, 1)
         found = bench_remote([("small", small), ("large", large)], devices.address, KEY)
         assert [each.model for each in found] == ["small", "large"]
         assert all(each.error < TOLERANCE and each.median_ms > 0 for each in found)
         assert found[0].ratio == 1 and found[1].ratio > 0
-        path = FOLDER / "digits_resnet.onnx"
         done = run("bench", path, "--tracker", devices.address, "--key", KEY, "--json", "-")
         assert done.returncode == 0, done.stderr
         (timing,) = json.loads(done.stdout)["runs"]

@@ -78,8 +78,7 @@ CONVOLUTIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+@pytest.mark.parametrize(("name", "kind"), [*((name, np.uint8) for name in CONVOLUTIONS), ("odd", np.int8)])
 def test_convolutions_are_exact(name: str, kind: Any) -> None:
     """Also of images whose margin is not zero."""
     given = dict(CONVOLUTIONS[name])
@@ -111,8 +110,7 @@ def test_groups_and_single_channels_stay_floats() -> None:
     assert "vpdpbusd" not in code(model)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 40])
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("rows", "turned"), [(1, False), (5, True), (40, False)])
 def test_products_are_exact(rows: int, turned: bool) -> None:
     """A matrix as it is, and behind a transpose."""
     net = Quantised(2, rows, 36)

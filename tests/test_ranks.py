@@ -439,7 +439,7 @@ def test_goal_and_curves_without_channels() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["tv_resnet50", "hf_bert", "timm_vit_tiny_patch16_224", "x_unet", "timm_convnext_atto", "hf_mamba"],
+    ["hf_bert", "timm_vit_tiny_patch16_224", "x_unet", "timm_convnext_atto", "hf_mamba"],
 )
 def test_factors_of_zoo_graphs_hold_their_certificate(name: str) -> None:
     model = Model(zoo.load(name))
