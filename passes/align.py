@@ -146,10 +146,10 @@ def _size(axis: Axis) -> Size | None:
         return free[-1].times(fixed) if free else Size((), fixed) if len(known) == len(parts) else None
     if axis.kind != "sum" or len(known) < len(parts):
         return None
-    factors: Counter[Axis] = Counter()
+    factors: dict[Axis, float] = {}
     for part in known:
         for one, factor in part.factors:
-            factors[one] += factor  # type: ignore[assignment]
+            factors[one] = factors.get(one, 0.0) + factor
     return Size(tuple(factors.items()), sum(part.constant for part in known))
 
 

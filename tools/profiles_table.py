@@ -1,6 +1,7 @@
 """Graphs of the zoo held against profiles: after ``sparsify``, and after ``validate --fix``.
 
-Writes docs/profiles_zoo.md. ``python tools/profiles_table.py [GRAPH ...]``; takes an hour for all.
+Writes docs/profiles_zoo.md. ``python tools/profiles_table.py [GRAPH ...]``;
+a quarter of an hour for all.
 """
 
 from __future__ import annotations

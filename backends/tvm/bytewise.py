@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any, ClassVar
 
-from .computed import Choice, Computed, placeholder, shown
+from .computed import MOST, Choice, Computed, placeholder, shown
 from .schedules import conv, dots, gemm
 from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, tiles
-
-_MOST = 12  # choices of a workload
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class ByteConvolution(Computed):
         rows, columns = self.window.out(self.data[2:])
         area = (1, rows * columns) if conv.is_pointwise(self.window) else (rows, columns)
         found = tiles(ceil_div(self.out, LANES), *area, core)
-        return [astuple(replace(tile, outer=outer)) for tile in found for outer in (0, 1)][:_MOST]
+        return [astuple(replace(tile, outer=outer)) for tile in found for outer in (0, 1)][:MOST]
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
@@ -90,7 +88,7 @@ class ByteProduct(Computed):
     def choices(self, core: Core, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
         found = gemm.tiles(self.rows, self.columns, core)
-        return [(*tile, outer) for tile in found for outer in (0, 1)][:_MOST]
+        return [(*tile, outer) for tile in found for outer in (0, 1)][:MOST]
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""

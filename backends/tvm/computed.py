@@ -15,6 +15,8 @@ from .sparse import Operand
 # How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
 Choice: TypeAlias = tuple[int, ...]
 
+MOST = 12  # choices of a workload
+
 
 class Computed(ABC):
     """A workload whose kernel is computed by TE."""

@@ -1,8 +1,9 @@
 """The steps of compilation as passes of TVM, each of use in a pipeline of other passes.
 
 A module has one Relax function, ``main``, of static shapes and float32 where it is to become fast; what a
-pass knows nothing of stays as it is. `Tidy` and `PackedKernels` work on operators, before TVM's own
-LegalizeOps; `Schedules` on kernels, after FuseTIR; `LiftWeights` at any time. This is how `build` uses them:
+pass knows nothing of stays as it is. `Integers`, `Tidy` and `PackedKernels` work on operators, before TVM's
+own LegalizeOps; `Schedules` on kernels, after FuseTIR; `LiftWeights` at any time. This is how `build` uses
+them:
 
     Integers, Tidy, CanonicalizeBindings, FoldConstant, DeadCodeElimination, PackedKernels,
     LegalizeOps, AnnotateTIROpPattern, FoldConstant, DeadCodeElimination, FuseOps, FuseTIR,

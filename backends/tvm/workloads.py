@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from tvm import s_tir
 
 from .bytewise import ByteConvolution, ByteProduct
-from .computed import Choice, Computed, placeholder, shown
+from .computed import MOST, Choice, Computed, placeholder, shown
 from .schedules import attention, conv, gemm, winograd
 from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 from .sparse import Operand, Sparse
 
 VERSION = 5  # of kernels and schedules: times of another one say nothing about these
-MOST = 12  # choices of a workload
 
 # The static model of a core, in cycles.
 _FMAS = 2.0  # multiply-adds of vectors

@@ -16,7 +16,7 @@ from tvm import s_tir, te, tirx
 from tvm.script import tirx as T
 
 from . import conv, gemm
-from .common import LANES, Dots, ceil_div, extent, i64, joined
+from .common import LANES, Dots, ceil_div, extent, i64
 from .tile import Tile
 
 FOUR = 4  # products of a lane
@@ -122,12 +122,7 @@ def matmul(x: gemm.Read, lead: Sequence[int], k: int, weights: Any, n: int, tile
         name="gemm_sum",
         attrs={"dots.gemm": f"{mr},{nr},{outer}"},
     )
-
-    def result(*at: Any) -> Any:
-        row = joined(lead, at[:-1])
-        return sums[row, tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))]
-
-    return te.compute([i64(d) for d in (*lead, n)], result, name="gemm_out")
+    return gemm.arranged(sums, lead, n)
 
 
 class DotGemm(gemm.Gemm):

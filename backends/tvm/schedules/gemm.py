@@ -101,9 +101,15 @@ def matmul_packed(x: Read, lead: Sequence[int], k: int, weights: Any, n: int, ti
         attrs={"gemm.tile": f"{mr},{nr},{outer}"},
     )
 
+    return arranged(sums, lead, n)
+
+
+def arranged(sums: Any, lead: Sequence[int], n: int) -> Any:
+    """Sums (rows, panels, columns of a panel) as (*lead, n)."""
+    width = sums.shape[2]
+
     def result(*at: Any) -> Any:
-        row = joined(lead, at[:-1])
-        return sums[row, tirx.floordiv(at[-1], i64(nr)), tirx.floormod(at[-1], i64(nr))]
+        return sums[joined(lead, at[:-1]), tirx.floordiv(at[-1], width), tirx.floormod(at[-1], width)]
 
     return te.compute([i64(d) for d in (*lead, n)], result, name="gemm_out")
 
