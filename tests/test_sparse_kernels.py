@@ -163,28 +163,37 @@ def test_every_choice_computes_the_same(layer: str, number: int) -> None:
     assert np.array_equal(got, wanted)
 
 
-@pytest.mark.parametrize(("rows", "depth", "chains"), [(1, 0, 0), (4, 0, 0), (4, 3, 0), (2, 5, 0), (8, 0, 4)])
-def test_blocks_hold_the_weights(rows: int, depth: int, chains: int) -> None:
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(
+    ("rows", "run", "chains"), [(1, 0, 0), (4, 0, 0), (4, 3, 0), (1, 8, 0), (2, 5, 0), (8, 0, 4)]
+)
+def test_blocks_hold_the_weights(rows: int, run: int, chains: int, groups: int) -> None:
     from onnx_prune.backends.tvm.schedules.blocks import Strip, blocks_of
 
     rng = np.random.default_rng(0)
-    weights = rng.standard_normal((13, 22)).astype(np.float32) * MASKS["4x1"](rng, 13, 22)
+    weights = rng.standard_normal((31, 22)).astype(np.float32) * MASKS["4x1"](rng, 31, 22)
     weights[4:8] = 0
-    channels, offsets = np.arange(22) // 2, np.arange(22) * 7
-    strip = Strip(rows, 1, depth, chains)
-    blocks = blocks_of(weights, offsets, channels, strip)
+    strip = Strip(rows, 1, run, chains)
+    blocks = blocks_of(weights, np.arange(22) * 7, strip, groups)
     values = blocks.values.reshape(-1, rows)
-    count, turn = -(-13 // rows), max(1, chains)
-    back = np.zeros((count * rows, 22), np.float32)
-    for number, (start, end) in enumerate(zip(blocks.starts, blocks.starts[1:], strict=False)):
-        for k in range(start * turn, end * turn):
-            column = blocks.offsets[k] // 7
-            if values[k].any():
-                assert not depth or channels[column] // depth == number // count
-                block = number % count
-                back[block * rows : (block + 1) * rows, column] += values[k]
-    assert np.array_equal(back[:13], weights)
-    assert len(blocks.starts) == strip.panels(11) * count + 1
+    count, most = -(-31 // rows), strip.turn * -(-(run or 22) // strip.turn)
+    back, firsts, seen = np.zeros((count * rows, 22), np.float32), [], set()
+    for place, start, end in zip(blocks.places, blocks.starts[:-1], blocks.starts[1:], strict=True):
+        columns = blocks.offsets[start * strip.turn : end * strip.turn] // 7
+        assert len(columns) <= most
+        for k, column in enumerate(columns, start * strip.turn):
+            back[place : place + rows, column] += values[k]
+        firsts += [min(columns)] if len(columns) else []
+        seen.add(int(place))
+    assert np.array_equal(back[:31], weights)
+    assert seen == set(range(0, count * rows, rows))
+    if run and groups == 1:
+        assert firsts == sorted(firsts)
+    # What groups write is apart.
+    each = len(blocks.places) // groups
+    assert each * groups == len(blocks.places)
+    parts = [set(blocks.places[g * each : (g + 1) * each]) for g in range(groups)]
+    assert sum(map(len, parts)) == count
 
 
 def test_the_pattern_is_that_of_the_highest_blocks() -> None:

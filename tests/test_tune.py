@@ -169,10 +169,10 @@ class Fatal:
 
         return Product(4, 8, 16).function((4, 16, 0), core)
 
-    def operands(self, choice: tuple[int, ...]) -> Any:
+    def operands(self, choice: tuple[int, ...], core: Any) -> Any:
         from onnx_prune.backends.tvm.workloads import Product
 
-        return Product(4, 8, 16).operands((4, 16, 0))
+        return Product(4, 8, 16).operands((4, 16, 0), core)
 
 
 def test_a_crash_costs_one_trial() -> None:

@@ -22,6 +22,7 @@ from ..tvm import passes
 from ..tvm.build import scheduled_kernel
 from ..tvm.computed import Choice
 from ..tvm.devices import array_of
+from ..tvm.machine import core_of
 from ..tvm.sparse import Operand
 from ..tvm.workloads import Workload
 from ..weights import Program, gathered
@@ -83,7 +84,7 @@ def _kernel(workload: Workload, choice: Choice, target: Any) -> tuple[Any, list[
     """A scheduled kernel and what it takes; None where TVM's passes take it for no way to compute it."""
     try:
         module = scheduled_kernel(workload, choice, target)
-        return module["main"].without_attr("global_symbol"), workload.operands(choice)
+        return module["main"].without_attr("global_symbol"), workload.operands(choice, core_of(target))
     except Exception:  # whatever they raise
         return None
 

@@ -117,7 +117,7 @@ def kernel_of(
     target = tvm.target.Target(dict(description))
     module = scheduled_kernel(workload, choice, target)
     with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
-        return tvm.compile(module, target=target), workload.operands(choice)
+        return tvm.compile(module, target=target), workload.operands(choice, core_of(target))
 
 
 def scheduled_kernel(workload: Workload, choice: Choice, target: Any) -> Any:

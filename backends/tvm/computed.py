@@ -25,7 +25,7 @@ class Computed(ABC):
         """The kernel of a choice, not scheduled yet."""
         return te.create_prim_func(list(self.tensors(choice)))
 
-    def operands(self, choice: Choice) -> list[Operand]:
+    def operands(self, choice: Choice, core: Core) -> list[Operand]:
         """What it takes, the result last."""
         return [_operand(tensor) for tensor in self.tensors(choice)]
 

@@ -13,6 +13,7 @@ from ..processor import Processor
 from .schedules.common import Core, Dots
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_GATHERS = Path("/sys/devices/system/cpu/vulnerabilities/gather_data_sampling")
 _USUAL_CACHE = 1 << 24  # bytes, where the system does not tell
 _SMALL_CACHE = 1 << 20  # of processors for phones and boards
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -21,7 +22,16 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 def host_target(threads: int) -> dict[str, Any]:
     """This machine's CPU as a target. Sums may be reordered, which vectorising them needs, and -0 be 0."""
     cpu = codegen.llvm_get_system_cpu()
-    return _target(threads) | ({"mcpu": cpu} if cpu and cpu != "generic" else {})
+    target = _target(threads) | ({"mcpu": cpu} if cpu and cpu != "generic" else {})
+    return target | ({"mattr": ["-fast-gather"]} if _gathers_are_slowed() else {})
+
+
+def _gathers_are_slowed() -> bool:
+    """Whether this machine's processor leaks what it gathers, against which microcode makes it slow."""
+    try:
+        return _GATHERS.read_text().startswith("Mitigation")
+    except OSError:
+        return False
 
 
 def target_of(processor: Processor, threads: int) -> dict[str, Any]:
@@ -57,16 +67,18 @@ def core_of(target: Any) -> Core:
         return bool(codegen.target_has_features(feature, target))
 
     threads = int(target.attrs.get("num-cores", 1) or 1)
+    gathers = has("avx2") and has("fast-gather")
     half = Dots("llvm.x86.avx512.vpdpbusd.256", 8, "uint8")
     if has("avx512f"):
         known = has("avx512vnni") and has("avx512vl")
         dots = Dots("llvm.x86.avx512.vpdpbusd.512", 16, "uint8", half) if known else None
-        return Core(threads, lanes=16, registers=32, halves=True, dots=dots)
+        return Core(threads, 16, registers=32, halves=True, gathers=gathers, dots=dots)
     if has("neon"):
         dots = Dots("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, "int8") if has("dotprod") else None
         return Core(threads, registers=16, halves=True, elements=True, dots=dots)
     dots = half if has("avxvnni") else None
-    return Core(threads, registers=16 if has("avx2") else 8, halves=has("f16c"), dots=dots)
+    registers = 16 if has("avx2") else 8
+    return Core(threads, registers=registers, halves=has("f16c"), gathers=gathers, dots=dots)
 
 
 def last_cache(target: Any) -> int:

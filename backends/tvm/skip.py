@@ -63,11 +63,11 @@ def _taken(
     if not forms.choices.skips(weights, alike, dense):
         return None
     choice = forms.choices.of(alike)
-    blocks = workload.blocks(matrix, choice)
+    blocks = workload.blocks(matrix, choice, forms.choices.core)
     function = workload.kernel(blocks, choice, forms.choices.core)
     function = function.with_attrs({DESCRIPTION: workload.description, FLOPS: workload.flops})
     variable = forms.builder.add_func(function, "sparse")
-    constants = [relax.const(array) for array in (blocks.values, blocks.offsets, blocks.starts)]
+    constants = [relax.const(array) for array in blocks.arrays]
     shape = relax.TensorType(workload.result.shape, "float32")
     return forms.builder.emit(relax.call_tir(variable, [forms.rebuild(x), *constants], shape))
 

@@ -14,22 +14,27 @@ from numpy.typing import NDArray
 from .schedules import sparse
 from .schedules.blocks import Blocks, Strip, blocks_of
 from .schedules.common import LANES, Core, Rule, ceil_div
-from .schedules.sources import Image, Pixels, Tokens, width
+from .schedules.sources import Image, Pixels, Tokens
 
 MOST = 12  # choices of a layer
 _BLOCKS = (1, 2, 4, 8, 16)  # outputs
 _ALIKE = 1.05  # density of higher blocks over that of lower ones, where the pattern is of the higher ones
 _FEW = 8  # positions below which outputs are in the lanes
-_CACHES = (1 << 15, 1 << 18)  # bytes of a panel that stay in the first and the second cache
+_RUNS = (0, 8, 16, 32, 64)  # non-zeros
+_CACHES = (1 << 15, 1 << 19)  # bytes of a panel that stay in the first and the second cache
 
-# The static model of a core, in cycles.
+# The static model of a core, in cycles: multiply-adds and loads follow each other. By measured times, fewer of
+# those of the model of dense kernels, which counts multiply-adds alone.
+_SHARE = 0.6
 _FMAS, _LOADS = 2.0, 2.0  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
 _SPLIT = 2.0  # lines of the cache that a vector at any place of an image lies in
-_GATHER = 1.2  # of an element into its lane, in loads
+_GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
 _LATENCY = 4.0
-_BEGIN = 30.0  # a block: its loop, its registers
+_BEGIN = 30.0  # a block of chains: its loop, its registers
+_AGAIN, _CARRIED = 5.0, 4.0  # a run: its loop, each vector of sums to or from memory
 _PACK, _TURN, _LAST = 0.5, 0.4, 0.6  # of an element of the source, of turned sums, of the last pass
+_FAR = 2.5  # times as long where they are more than the second cache holds
 _BYTES = {False: 18.0, True: 6.0}  # of weights, from the last cache or from memory
 
 
@@ -155,19 +160,13 @@ class Sparse:
                 if wide > core.registers - 2:
                     break
                 if rows * wide + read + 1 <= core.registers:
-                    found += [Strip(rows, vectors, depth) for depth in self._depths(vectors)]
+                    found += [Strip(rows, vectors, run) for run in _RUNS]
         return found
 
     def _in_one(self, vectors: int, core: Core) -> int:
         """How many blocks of eight lanes are one vector of the core."""
         each = core.lanes // LANES
         return each if vectors % each == 0 else 1
-
-    def _depths(self, vectors: int) -> list[int]:
-        """Channels of which a panel fills half the first cache, all of it, or twice it; or all channels."""
-        each = self._bytes(vectors * LANES)
-        depths = {max(1, (_CACHES[0] << n) // (2 * each)) for n in range(3)}
-        return [0, *sorted(depth for depth in depths if 2 * depth <= self.source.channels)]
 
     def _bytes(self, wide: int) -> int:
         """Of each channel that a tile reads: where taps are offsets, of the rows around it too."""
@@ -178,36 +177,48 @@ class Sparse:
     def cycles(self, choice: tuple[int, ...], core: Core, far: bool) -> float:
         """What a choice takes, by the static model."""
         strip, source = Strip(*choice), self.source
-        blocks, panels = ceil_div(self.outputs, strip.rows), strip.panels(source.channels)
-        tiles = ceil_div(width(source, strip), strip.wide)
-        nonzeros = blocks * self.columns * self.pattern.share(strip.rows)
+        blocks, last = ceil_div(self.outputs, strip.rows), strip.last(source.positions, core.lanes)
+        took = (source.positions // strip.wide) * self._tile(strip, core)
+        took = blocks * (took + (self._tile(last, core) if last else 0))
+        passes = _pass(source.positions * source.channels, _PACK)
+        passes += _pass(source.positions * self.outputs, _LAST + _TURN * isinstance(source, Tokens))
+        size = np.dtype(self._dtype(strip)).itemsize
+        weights = blocks * self._nonzeros(strip) * (size * strip.rows + 2) / _BYTES[far]
+        return _SHARE * (took + passes + weights)
+
+    def _nonzeros(self, strip: Strip) -> float:
+        """Of a block, filled to whole turns."""
+        return self.columns * self.pattern.share(strip.rows) + (strip.turn - 1) / 2
+
+    def _tile(self, strip: Strip, core: Core) -> float:
+        """Cycles of a block of a tile."""
+        nonzeros = self._nonzeros(strip)
         if strip.chains:
             lanes = ceil_div(strip.rows, LANES)
             multiplies, loads = float(lanes * strip.wide), lanes + strip.wide + 0.5
             if strip.rows == 1:
-                nonzeros += blocks * (strip.chains - 1) / 2  # filled to whole chains
-                multiplies, loads = strip.wide / LANES, strip.wide * _GATHER + 1
-            sums = strip.chains * multiplies
-        else:
-            vectors = strip.vectors / self._in_one(strip.vectors, core)
-            multiplies = strip.rows * vectors
-            sums = multiplies
-            panel = self._bytes(strip.wide) * (strip.depth or source.channels)
-            split = _SPLIT if isinstance(source, Image) else 1.0
-            loads = strip.rows + vectors * split * _read(panel) + 0.5
-        each = max(multiplies / _FMAS, loads / _LOADS, _LATENCY * multiplies / sums)
-        begin = _BEGIN + multiplies * (2 if panels > 1 else 1)
-        passes = source.positions * (
-            source.channels * _PACK + self.outputs * (_LAST + _TURN * isinstance(source, Tokens))
-        )
-        size = np.dtype(self._dtype(strip)).itemsize
-        weights = nonzeros * (size * strip.rows + 2) / _BYTES[far]
-        return tiles * (nonzeros * each + panels * blocks * begin) + passes + weights
+                multiplies, loads = strip.wide / LANES, strip.wide * _GATHER[core.gathers] + 1
+            each = max(multiplies / _FMAS, loads / _LOADS, _LATENCY / strip.chains)
+            return nonzeros * each + _BEGIN + multiplies
+        vectors = strip.vectors / self._in_one(strip.vectors, core)
+        sums, split = strip.rows * vectors, _SPLIT if isinstance(self.source, Image) else 1.0
+        loads = strip.rows + vectors * split * _read(self._window(strip)) + 1
+        each = max(sums / _FMAS + loads / _LOADS, _LATENCY)
+        runs = nonzeros / strip.run + 0.5 if 0 < strip.run < nonzeros else 1.0
+        return nonzeros * each + runs * (_AGAIN + _CARRIED * sums * (2 if strip.run else 1))
 
-    def blocks(self, weights: NDArray[Any], choice: tuple[int, ...]) -> Blocks:
+    def _window(self, strip: Strip) -> float:
+        """Bytes of the source that runs read which begin at one column."""
+        channels = self.source.channels
+        run = strip.run / max(self._nonzeros(strip), strip.run) if strip.run else 1.0
+        return self._bytes(strip.wide) * channels * run
+
+    def blocks(self, weights: NDArray[Any], choice: tuple[int, ...], core: Core) -> Blocks:
         """Weights (outputs, columns) as the kernel of a choice reads them."""
         strip = Strip(*choice)
-        return blocks_of(weights, *self.source.columns(strip), strip, self._dtype(strip))
+        few = ceil_div(self.source.positions, strip.wide) < 2 * core.threads
+        groups = min(core.threads, ceil_div(self.outputs, strip.rows)) if few else 1
+        return blocks_of(weights, self.source.columns(strip), strip, groups, self._dtype(strip))
 
     def _dtype(self, strip: Strip) -> str:
         return "float16" if self.halves and strip.chains and strip.rows > 1 else "float32"
@@ -219,12 +230,11 @@ class Sparse:
 
     def function(self, choice: tuple[int, ...], core: Core) -> Any:
         """A kernel for weights of the pattern."""
-        return self.kernel(self.blocks(self._weights, choice), choice, core)
+        return self.kernel(self.blocks(self._weights, choice, core), choice, core)
 
-    def operands(self, choice: tuple[int, ...]) -> list[Operand]:
+    def operands(self, choice: tuple[int, ...], core: Core) -> list[Operand]:
         """What it takes: shapes of random tensors, or arrays; the result last."""
-        blocks = self.blocks(self._weights, choice)
-        return [self.source.shape, blocks.values, blocks.offsets, blocks.starts, self.result.shape]
+        return [self.source.shape, *self.blocks(self._weights, choice, core).arrays, self.result.shape]
 
     @cached_property
     def _weights(self) -> NDArray[Any]:
@@ -233,10 +243,15 @@ class Sparse:
         return np.repeat(present, rows, 0)[: self.outputs].astype(np.float32)
 
 
-def _read(panel: int) -> float:
+def _read(panel: float) -> float:
     """Loads that a vector of a panel of so many bytes is worth: each cache holds its share of it."""
     first, second = (min(1.0, size / panel) for size in _CACHES)
     return first * _READ[0] + (second - first) * _READ[1] + (1 - second) * _READ[2]
+
+
+def _pass(elements: int, each: float) -> float:
+    """Cycles of a pass over so many elements."""
+    return elements * each * (1.0 if 4 * elements <= _CACHES[1] else _FAR)
 
 
 # Of a kernel by itself: the shape of a random tensor, or its value.

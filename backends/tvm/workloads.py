@@ -24,7 +24,7 @@ from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 from .sparse import Operand, Sparse
 
-VERSION = 5  # of kernels and schedules: times of another one say nothing about these
+VERSION = 6  # of kernels and schedules: times of another one say nothing about these
 
 # The static model of a core, in cycles.
 _FMAS = 2.0  # multiply-adds of vectors
@@ -322,7 +322,7 @@ class Attention:
         operands = attention.Operands(self._shapes, (0, at), (1, turned), (2, at), score, list)
         return attention.kernel(sizes, operands, choice, core)
 
-    def operands(self, choice: Choice) -> list[Operand]:
+    def operands(self, choice: Choice, core: Core) -> list[Operand]:
         """What it takes, the result last."""
         return list(self._shapes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 
 from .common import LANES, ceil_div
 
+_TURNS = {1: 4, 2: 2, 4: 2}  # by rows
+
 
 @dataclass(frozen=True)
 class Strip:
-    """What is in registers at once, and what part of the source is read in turn.
+    """What is in registers at once, and for how long.
 
     Attributes:
         rows: outputs of a block.
         vectors: of positions; single positions where there are ``chains``.
-        depth: channels of the source after which the next block of outputs is begun, so that what is read
-            stays in the cache; 0 for all.
+        run: the most non-zeros of a block that are summed before those of another block are, 0 for all. Runs
+            follow each other by the first column that they read, so that it stays in the first cache.
         chains: 0 where positions are in the lanes. For few positions outputs are, and so many non-zeros are
             summed apart from each other, which hides the latency of a multiply-add; with one output, these
             are in the lanes.
@@ -27,7 +29,7 @@ class Strip:
 
     rows: int
     vectors: int
-    depth: int = 0
+    run: int = 0
     chains: int = 0
 
     @property
@@ -35,53 +37,101 @@ class Strip:
         """Positions of a tile."""
         return self.vectors if self.chains else self.vectors * LANES
 
-    def panels(self, channels: int) -> int:
-        return ceil_div(channels, self.depth) if self.depth else 1
+    @property
+    def turn(self) -> int:
+        """Non-zeros that a turn of the loop over them takes."""
+        return self.chains or _TURNS.get(self.rows, 1)
+
+    def last(self, positions: int, lanes: int) -> Strip | None:
+        """Of the last tile, which has fewer vectors of ``lanes`` where few positions are left to it; None
+        where they make whole tiles.
+        """
+        rest = positions % self.wide
+        if not rest or self.chains:
+            return replace(self, vectors=rest) if rest else None
+        each = lanes if self.wide % lanes == 0 else LANES
+        return replace(self, vectors=ceil_div(rest, each) * each // LANES)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Non-zero weights by blocks of outputs.
+    """Non-zero weights by blocks of outputs, in runs, filled with zeros to whole turns of the loop over them.
 
     Attributes:
         values: shape (non-zeros · rows,), float32 or float16: the rows of a block at one column.
         offsets: shape (non-zeros,), of the column in the source: uint16 where that holds all, or int32.
-        starts: shape (panels · blocks + 1,), int32: where the non-zeros of each block begin, panel by panel,
-            counted in chains.
+        starts: shape (runs + 1,), int32: where the non-zeros of each run begin, counted in turns.
+        places: shape (runs,), int32: the first output of the block of each run.
+        groups: of blocks beside each other, which have as many runs each.
     """
 
     values: NDArray[Any]
     offsets: NDArray[Any]
     starts: NDArray[Any]
+    places: NDArray[Any]
+    groups: int
+
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """In the order in which kernels take them."""
+        return [self.values, self.offsets, self.starts, self.places]
 
 
 def blocks_of(
-    weights: NDArray[Any], offsets: NDArray[Any], channels: NDArray[Any], strip: Strip, dtype: str = "float32"
+    weights: NDArray[Any], offsets: NDArray[Any], strip: Strip, groups: int = 1, dtype: str = "float32"
 ) -> Blocks:
-    """Weights (outputs, columns) by blocks of outputs; each filled with zeros to whole chains.
+    """Weights (outputs, columns) by blocks of outputs.
 
     Args:
-        offsets, channels: of each column, where it is in the source and the channel it belongs to.
+        offsets: of each column, where it is in the source.
+        groups: of blocks, to be computed beside each other.
         dtype: of the values, which it holds exactly.
     """
     outputs, columns = weights.shape
-    count, chains = ceil_div(outputs, strip.rows), max(1, strip.chains)
+    count, turn = ceil_div(outputs, strip.rows), strip.turn
     padded = np.zeros((count * strip.rows, columns), np.float32)
     padded[:outputs] = weights
     blocks = padded.reshape(count, strip.rows, columns)
-    panels = strip.panels(int(channels.max()) + 1)
-    panel = channels // strip.depth if strip.depth else np.zeros_like(channels)
     block, column = np.nonzero((blocks != 0).any(1))
-    order = np.lexsort((offsets[column], block, panel[column]))
+    order = np.lexsort((offsets[column], block))
     block, column = block[order], column[order]
-    number = panel[column] * count + block
-    counts = np.bincount(number, minlength=panels * count)
-    filled = -(-counts // chains) * chains
-    starts = np.concatenate([[0], np.cumsum(filled)])
-    # Arrays of no elements are none to TVM.
-    size = max(1, starts[-1])
+    counts = np.bincount(block, minlength=count)
+    number = np.arange(len(block)) - (np.cumsum(counts) - counts)[block]  # of each in its block
+    most = ceil_div(strip.run or columns, turn) * turn
+    runs = np.maximum(1, -(-counts // most))  # of each block, be it empty
+    owner, begin = np.repeat(np.arange(count), runs), np.cumsum(runs) - runs
+    run = begin[block] + number // most
+    first = np.zeros(len(owner), np.int64)
+    if strip.run:
+        first[run[number % most == 0]] = offsets[column[number % most == 0]]
+    rank, each = _ordered(owner, first, groups)
+    turns = np.zeros(groups * each, np.int64)
+    turns[rank] = -(-np.bincount(run, minlength=len(owner)) // turn)
+    places = np.repeat(-(-np.arange(groups) * count // groups), each)
+    places[rank] = owner
+    starts = np.concatenate([[0], np.cumsum(turns)])
+    size = max(1, starts[-1]) * turn  # arrays of no elements are none to TVM
     values = np.zeros((size, strip.rows), dtype)
-    places = np.zeros(size, np.uint16 if offsets.max() < 1 << 16 else np.int32)
-    at = starts[number] + np.arange(len(number)) - (np.cumsum(counts) - counts)[number]
-    values[at], places[at] = blocks[block, :, column], offsets[column]
-    return Blocks(values.reshape(-1), places, (starts // chains).astype(np.int32))
+    reads = np.zeros(size, np.uint16 if offsets.max() < 1 << 16 else np.int32)
+    at = starts[rank[run]] * turn + number % most
+    values[at], reads[at] = blocks[block, :, column], offsets[column]
+    # What fills a turn reads what the one before it does.
+    reads = np.maximum.accumulate(reads.reshape(-1, turn), 1).reshape(-1)
+    tables = (starts.astype(np.int32), (places * strip.rows).astype(np.int32))
+    return Blocks(values.reshape(-1), reads, *tables, groups)
+
+
+def _ordered(owner: NDArray[Any], first: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
+    """Places of runs by what they read first, group by group, and how many a group has: where they are fewer,
+    its first places are left to empty ones.
+
+    Args:
+        owner: the block of each, ascending.
+    """
+    group = owner * groups // (int(owner[-1]) + 1)
+    order = np.lexsort((owner, first, group))
+    ends = np.cumsum(np.bincount(group, minlength=groups))
+    each = int(np.diff(ends, prepend=0).max())
+    rank = np.empty(len(owner), np.int64)
+    rank[order] = np.arange(len(owner)) + ((np.arange(groups) + 1) * each - ends)[group[order]]
+    return rank, each

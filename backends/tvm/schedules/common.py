@@ -38,6 +38,7 @@ class Core:
         lanes: floats of a vector, a multiple of eight: narrower registers count in pairs.
         registers: how many such vectors it keeps.
         halves: whether it reads numbers of half precision as fast as others.
+        gathers: whether it reads elements that are anywhere as fast together as one by one.
         elements: whether it multiplies a vector by an element of another in one instruction.
         dots: how it multiplies bytes; None where that is no faster than multiplying floats.
     """
@@ -46,6 +47,7 @@ class Core:
     lanes: int = LANES
     registers: int = 16
     halves: bool = False
+    gathers: bool = False
     elements: bool = False
     dots: Dots | None = None
 

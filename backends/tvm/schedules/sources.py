@@ -39,16 +39,21 @@ class Source(Protocol):
         """How many are in a line, those included that are dropped in the end."""
         ...
 
-    def columns(self, strip: Strip) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Offset and channel of each column of the weights."""
+    def columns(self, strip: Strip) -> NDArray[Any]:
+        """Offset of each column of the weights."""
         ...
 
     def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
         """Emit what is done before all tiles; the buffer, or None."""
         ...
 
-    def pack(self, x: Any, first: Any, core: Core, strip: Strip) -> Any:
-        """Emit what is done before the tile that begins at position ``first``; the buffer, or None."""
+    def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
+        """Emit what is done before a tile that begins at position ``first``; the buffer, or None.
+
+        Args:
+            strip: of this tile.
+            wide: positions of tiles, by which columns are apart.
+        """
         ...
 
 
@@ -77,9 +82,8 @@ class _Packed:
 
     channels: int
 
-    def columns(self, strip: Strip) -> tuple[NDArray[Any], NDArray[Any]]:
-        channels = np.arange(self.channels)
-        return channels * strip.wide, channels
+    def columns(self, strip: Strip) -> NDArray[Any]:
+        return np.arange(self.channels) * strip.wide
 
     def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
         return None
@@ -99,14 +103,13 @@ class Pixels(_Packed, _Images):
     def positions(self) -> int:
         return self.data[0] * math.prod(self.area)
 
-    def pack(self, x: Any, first: Any, core: Core, strip: Strip) -> Any:
-        wide = strip.wide
+    def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
         panel = written.buffer(self.channels * wide)
         rows, columns = self.area
         (sy, sx), each = self.strides, rows * columns
-        with script.serial(i64(0), i64(self.channels)) as i, positions(strip) as v:
+        with script.serial(i64(0), i64(self.channels)) as i, positions(strip, core.lanes) as v:
             p = first + v
-            if self.positions < wide:
+            if self.positions < strip.wide:
                 p = tirx.min(p, i64(self.positions - 1))
             image, at = (i64(0), p) if self.data[0] == 1 else (_div(p, each), _mod(p, each))
             value = x[image, i, _div(at, columns) * i64(sy), _mod(at, columns) * i64(sx)]
@@ -129,8 +132,8 @@ class Tokens(_Packed):
     def positions(self) -> int:
         return math.prod(self.lead)
 
-    def pack(self, x: Any, first: Any, core: Core, strip: Strip) -> Any:
-        wide, whole = strip.wide, 0 if strip.chains else self.channels // LANES
+    def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
+        whole = 0 if strip.chains else self.channels // LANES
         panel = written.buffer(self.channels * wide)
         if whole:
             with script.serial(i64(0), i64(whole)) as c, script.unroll(i64(0), i64(strip.vectors)) as u:
@@ -180,14 +183,14 @@ class Image(_Images):
         rows, columns = self.phase
         return (self.data[0] - 1) * rows * columns + (self.out[0] - 1) * columns + self.out[1]
 
-    def columns(self, strip: Strip) -> tuple[NDArray[Any], NDArray[Any]]:
+    def columns(self, strip: Strip) -> NDArray[Any]:
         (kh, kw), (dy, dx), (sy, sx) = self.window.kernel, self.window.dilations, self.window.strides
         i, y, x = np.meshgrid(*(np.arange(size) for size in (self.channels, kh, kw)), indexing="ij")
         y, x = y * dy, x * dx
         phase = (y % sy) * sx + x % sx
         within = (y // sy) * self.phase[1] + x // sx
-        offsets = (i * sy * sx + phase) * self._length(strip) + within
-        return offsets.reshape(-1), i.reshape(-1)
+        offsets: NDArray[Any] = (i * sy * sx + phase) * self._length(strip) + within
+        return offsets.reshape(-1)
 
     def _length(self, strip: Strip) -> int:
         """Positions of one phase of a channel, those included that the last tile reads past it."""
@@ -220,7 +223,7 @@ class Image(_Images):
                         script.buffer_store(image, f32(0), [start + rest])
         return image
 
-    def pack(self, x: Any, first: Any, core: Core, strip: Strip) -> Any:
+    def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
         return None
 
 

@@ -42,6 +42,7 @@ from .common import (
 )
 from .sources import Image, Pixels, Source, Tokens, lanes, positions, turned, width
 
+_GATHER = "llvm.x86.avx2.gather.d.ps.256"
 _FUSIBLE = 4  # for TVM's fusion: what is elementwise may follow
 _LINE, _AHEAD = 64, 8192  # bytes of a line of the cache, and how far ahead weights are asked for
 _NEAR = 1 << 21  # bytes of weights that stay in caches where asking takes longer than it saves
@@ -81,13 +82,11 @@ def image_of(source: Pixels | Image, outputs: int) -> Result:
 
 def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: Result, core: Core) -> Any:
     """A PrimFunc of the operand and of the arrays of ``blocks``; `Sparse` schedules what is fused to it."""
-    nonzeros = len(blocks.offsets)
-    count, panels = ceil_div(outputs, strip.rows), strip.panels(source.channels)
-    tiles = ceil_div(width(source, strip), strip.wide)
-    whole = tiles * strip.wide if result.turned else width(source, strip)
-    work = 2.0 * nonzeros * strip.rows * strip.wide  # floating-point operations of a tile
+    tiles, last = ceil_div(source.positions, strip.wide), strip.last(source.positions, core.lanes)
+    whole = tiles * strip.wide if result.turned else width(source, last or strip)
+    work = 2.0 * blocks.values.size * strip.wide  # floating-point operations of a tile
     by_tile = core.threads > 1 and tiles >= 2 * core.threads and tiles * work > WORTH_THREADS
-    by_block = core.threads > 1 and not by_tile and work / panels > WORTH_THREADS
+    by_block = core.threads > 1 and not by_tile and work > WORTH_THREADS
     with IRBuilder() as builder, script.prim_func(s_tir=True):
         script.func_attr({"op_pattern": _FUSIBLE, "tirx.noalias": True})
 
@@ -95,43 +94,26 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
             return script.arg(name, script.buffer([i64(d) for d in shape], dtype))
 
         x = argument("x", source.shape, "float32")
-        weights = _Weights(
-            argument("values", (nonzeros * strip.rows,), str(blocks.values.dtype)),
-            argument("offsets", (nonzeros,), str(blocks.offsets.dtype)),
-            argument("starts", (panels * count + 1,), "int32"),
-        )
+        arrays = zip(_Weights._fields, blocks.arrays, strict=True)
+        weights = _Weights(*(argument(name, array.shape, str(array.dtype)) for name, array in arrays))
         made = argument("result", result.shape, "float32")
-        high = count * strip.rows
+        high = ceil_div(outputs, strip.rows) * strip.rows
         turned = result.turned or bool(strip.chains)
         sums = written.buffer(whole, ceil_div(high, LANES) * LANES) if turned else written.buffer(high, whole)
+        tile = _Tile(source, weights, sums, result.turned, high, blocks.groups, by_block, core)
 
-        def tile(t: Any, image: Any) -> None:
+        def numbered(t: Any, image: Any) -> None:
+            """The tile of a number: of the last, only the vectors that hold positions."""
             first = t * i64(strip.wide)
-            if whole % strip.wide:
-                first = tirx.min(first, i64(whole - strip.wide))
-            panel = source.pack(x, first, core, strip)
-            data, base = (panel, i64(0)) if image is None else (image, first)
-            part, at = (written.buffer(high, strip.wide), i64(0)) if result.turned else (sums, first)
-            parts = script.serial(i64(0), i64(panels))
-            with parts as number, _each(count, by_block) as o, written.block("sparse_block"):
-                block = number * i64(count) + o
-                if strip.chains:
-                    _few(weights, data, base, sums, first, block, strip)
-                else:
-                    _many(
-                        weights,
-                        data,
-                        base,
-                        part,
-                        at,
-                        block,
-                        o,
-                        None if panels == 1 else number,
-                        strip,
-                        core,
-                    )
-            if result.turned and not strip.chains:
-                _turn(part, sums, first, strip, high, by_block)
+            if last is None:
+                tile.write(x, image, first, strip, strip.wide)
+                return
+            with script.If(t < i64(tiles - 1)):
+                with script.Then(), written.block("sparse_whole"):
+                    tile.write(x, image, first, strip, strip.wide)
+                with script.Else(), written.block("sparse_rest"):
+                    first = first if result.turned else i64(whole - last.wide)
+                    tile.write(x, image, first, last, strip.wide)
 
         if result.turned:
             with script.serial(i64(0), i64(tiles)) as t, script.sblock("sparse_sum"):
@@ -140,7 +122,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
                 script.reads(*(buffer[written.whole(buffer)] for buffer in (x, *weights)))
                 first, start, size = t * strip.wide, all_ * sums.shape[1], sums.shape[1]
                 script.writes(sums[first : first + strip.wide, start : start + size])
-                tile(t, None)
+                numbered(t, None)
         else:
             with script.sblock("sparse_sum"):
                 script.sblock_attr({"sparse": "0,0"})
@@ -148,7 +130,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
                 script.writes(sums[written.whole(sums)])
                 image = source.prepare(x, core, strip)
                 with _each(tiles, by_tile) as t, written.block("sparse_tile"):
-                    tile(t, image)
+                    numbered(t, image)
         with script.grid(*(i64(size) for size in result.shape)) as at, script.sblock("sparse_out"):
             axes = list(script.axis.remap("S" * len(result.shape), list(at)))
             o, p = result.place(*axes)
@@ -162,28 +144,78 @@ class _Weights(NamedTuple):
     values: Any
     offsets: Any
     starts: Any
+    places: Any
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What tiles have in common.
+
+    Attributes:
+        sums: (outputs, positions); or turned, which they are too where outputs are in the lanes.
+        turned: whether positions in the lanes have to be turned.
+        outputs: of whole blocks.
+        groups: of runs, on a thread each where they are ``apart``.
+    """
+
+    source: Source
+    weights: _Weights
+    sums: Any
+    turned: bool
+    outputs: int
+    groups: int
+    apart: bool
+    core: Core
+
+    def write(self, x: Any, image: Any, first: Any, strip: Strip, wide: int) -> None:
+        """The sums of the tile that begins at position ``first``.
+
+        Args:
+            image: what is read where that is one for all tiles; or None.
+            wide: positions of whole tiles.
+        """
+        panel = self.source.pack(x, first, strip, wide, self.core)
+        data, base = (panel, i64(0)) if image is None else (image, first)
+        if strip.chains:
+            with self._runs() as run:
+                _few(self.weights, data, base, self.sums, first, run, strip, self.core)
+            return
+        if not strip.run and not self.turned:
+            with self._runs() as run:
+                _many(self.weights, data, base, self.sums, first, run, strip, self.core)
+            return
+        # Runs add to these, which no tile shares.
+        part = written.buffer(self.outputs, strip.wide)
+        if strip.run:
+            with self._rows(strip) as (o, v):
+                script.buffer_store(part, f32(0), [o, v])
+        with self._runs() as run:
+            _many(self.weights, data, base, part, i64(0), run, strip, self.core)
+        if self.turned:
+            _turn(part, self.sums, first, strip, self.outputs, self.apart)
+        else:
+            with self._rows(strip) as (o, v):
+                script.buffer_store(self.sums, part[o, v], [o, first + v])
+
+    @contextmanager
+    def _runs(self) -> Iterator[Any]:
+        runs = int(self.weights.places.shape[0]) // self.groups
+        groups = _each(self.groups, self.apart)
+        with groups as g, script.serial(i64(0), i64(runs)) as r, written.block("sparse_run"):
+            yield g * i64(runs) + r
+
+    @contextmanager
+    def _rows(self, strip: Strip) -> Iterator[tuple[Any, Any]]:
+        with script.serial(i64(0), i64(self.outputs)) as o, positions(strip, self.core.lanes) as v:
+            yield o, v
 
 
 def _many(
-    weights: _Weights,
-    data: Any,
-    base: Any,
-    sums: Any,
-    first: Any,
-    number: Any,
-    block: Any,
-    panel: Any,
-    strip: Strip,
-    core: Core,
+    weights: _Weights, data: Any, base: Any, part: Any, first: Any, run: Any, strip: Strip, core: Core
 ) -> None:
-    """The sums of one block of outputs at the positions of one tile, positions in the lanes.
-
-    Args:
-        number: of the block in the arrays.
-        panel: of the source, where there are several: sums are added to those of the ones before.
-    """
+    """Add what a run gives to the sums of its block, positions in the lanes."""
     rows, wide = strip.rows, strip.wide
-    kept = written.local(rows * wide)
+    kept, output = written.local(rows * wide), script.bind(weights.places[run].astype("int64"))
 
     @contextmanager
     def registers() -> Iterator[tuple[Any, Any]]:
@@ -191,18 +223,16 @@ def _many(
             yield r, v
 
     with registers() as (r, v):
-        start = f32(0)
-        if panel is not None:
-            start = tirx.Select(panel == 0, start, sums[block * rows + r, first + v])
-        script.buffer_store(kept, start, [r * wide + v])
-    with script.serial(weights.starts[number], weights.starts[number + 1]) as k:
-        at = k.astype("int64")
-        for r, factor in enumerate(_factors(weights.values, at, rows, core)):
-            with positions(strip, core.lanes) as v:
-                read = data[base + weights.offsets[at].astype("int64") + v]
-                script.buffer_store(kept, kept[r * wide + v] + factor * read, [r * wide + v])
+        script.buffer_store(kept, part[output + r, first + v] if strip.run else f32(0), [r * wide + v])
+    with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
+        for n in range(strip.turn):
+            at = turn.astype("int64") * strip.turn + n
+            for r, factor in enumerate(_factors(weights.values, at, rows, core)):
+                with positions(strip, core.lanes) as v:
+                    read = data[base + weights.offsets[at].astype("int64") + v]
+                    script.buffer_store(kept, kept[r * wide + v] + factor * read, [r * wide + v])
     with registers() as (r, v):
-        script.buffer_store(sums, kept[r * wide + v], [block * rows + r, first + v])
+        script.buffer_store(part, kept[r * wide + v], [output + r, first + v])
 
 
 def _factors(values: Any, at: Any, rows: int, core: Core) -> list[Any]:
@@ -213,11 +243,14 @@ def _factors(values: Any, at: Any, rows: int, core: Core) -> list[Any]:
     return [tirx.Shuffle([vector], [tirx.const(r, "int32")]) for r in range(rows)]
 
 
-def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number: Any, strip: Strip) -> None:
+def _few(
+    weights: _Weights, data: Any, base: Any, sums: Any, first: Any, run: Any, strip: Strip, core: Core
+) -> None:
     """The sums of one block of outputs at the few positions of one tile, outputs in the lanes."""
     if strip.rows == 1:
-        _one(weights, data, base, sums, first, number, strip)
+        _one(weights, data, base, sums, first, run, strip, core)
         return
+    output = script.bind(weights.places[run].astype("int64"))
     rows, wide, chains = strip.rows, strip.wide, strip.chains
     kept = written.local(chains * wide * rows)
 
@@ -232,7 +265,7 @@ def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number:
 
     with registers(chains) as at:
         script.buffer_store(kept, f32(0), [place(*at)])
-    with script.serial(weights.starts[number], weights.starts[number + 1]) as turn:
+    with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         begin = turn.astype("int64") * chains
         _ask_for(weights, begin, chains, rows)
         with registers(chains) as (c, v, r):
@@ -244,32 +277,44 @@ def _few(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number:
         total = kept[place(0, v, r)]
         for c in range(1, chains):
             total = total + kept[place(c, v, r)]
-        script.buffer_store(sums, total, [first + v, number * rows + r])
+        script.buffer_store(sums, total, [first + v, output + r])
 
 
-def _one(weights: _Weights, data: Any, base: Any, sums: Any, first: Any, number: Any, strip: Strip) -> None:
+def _one(
+    weights: _Weights, data: Any, base: Any, sums: Any, first: Any, run: Any, strip: Strip, core: Core
+) -> None:
     """The sums of one output, its non-zeros in the lanes: what they multiply is put together."""
     wide, vectors = strip.wide, strip.chains // LANES
     kept = written.local(wide * strip.chains)
     with script.unroll(i64(0), i64(wide * vectors)) as v:
         script.buffer_store(kept, tirx.Broadcast(f32(0), LANES), [lanes(v * i64(LANES))])
-    with script.serial(weights.starts[number], weights.starts[number + 1]) as turn:
+    with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         begin = turn.astype("int64") * strip.chains
         _ask_for(weights, begin, strip.chains, 1)
         for u in range(vectors):
             k = begin + u * LANES
-            offsets = [script.bind(weights.offsets[k + lane].astype("int64")) for lane in range(LANES)]
             values = script.bind(weights.values[lanes(k)].astype(f"float32x{LANES}"))
             for v in range(wide):
-                each = [data[base + offset + v] for offset in offsets]
-                read = tirx.Shuffle(each, [tirx.const(n, "int32") for n in range(LANES)])
                 at = lanes(i64((v * vectors + u) * LANES))
-                script.buffer_store(kept, kept[at] + values * read, [at])
+                script.buffer_store(
+                    kept, kept[at] + values * _elements(data, base + v, weights.offsets, k, core), [at]
+                )
     with script.unroll(i64(0), i64(wide)) as v:
         total = kept[v * strip.chains]
         for lane in range(1, strip.chains):
             total = total + kept[v * strip.chains + lane]
-        script.buffer_store(sums, total, [first + v, number])
+        script.buffer_store(sums, total, [first + v, weights.places[run].astype("int64")])
+
+
+def _elements(data: Any, first: Any, offsets: Any, at: Any, core: Core) -> Any:
+    """A vector of the elements that are the offsets at ``at`` away from ``first``."""
+    if core.gathers:
+        none, read = tirx.Broadcast(f32(0), LANES), tirx.Broadcast(f32(-1), LANES)  # a sign has one read
+        places = [tirx.address_of(data[first]), offsets[lanes(at)].astype(f"int32x{LANES}")]
+        return tirx.call_llvm_intrin(f"float32x{LANES}", _GATHER, none, *places, read, tirx.const(4, "int8"))
+    numbers = range(LANES)
+    each = [data[first + script.bind(offsets[at + n].astype("int64"))] for n in numbers]
+    return tirx.Shuffle(each, [tirx.const(n, "int32") for n in numbers])
 
 
 def _ask_for(weights: _Weights, begin: Any, count: int, rows: int) -> None:
