@@ -23,8 +23,8 @@ _FEW = 8  # positions below which outputs are in the lanes
 _RUNS = (0, 8, 16, 32, 64)  # non-zeros
 _CACHES = (1 << 15, 1 << 19)  # bytes of a panel that stay in the first and the second cache
 
-# The static model of a core, in cycles: multiply-adds and loads follow each other. By measured times, fewer of
-# those of the model of dense kernels, which counts multiply-adds alone.
+# The static model of a core, in cycles: multiply-adds and loads follow each other. By measured times it takes
+# fewer of them than of those of the model of dense kernels, which counts multiply-adds alone.
 _SHARE = 0.6
 _FMAS, _LOADS = 2.0, 2.0  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
