@@ -30,6 +30,7 @@ _FMAS, _LOADS = 2.0, 2.0  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
 _SPLIT = 2.0  # lines of the cache that a vector at any place of an image lies in
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
+_WHERE = 1.0  # of an offset, in loads
 _LATENCY = 4.0
 _BEGIN = 30.0  # a block of chains: its loop, its registers
 _AGAIN, _CARRIED = 5.0, 4.0  # a run: its loop, each vector of sums to or from memory
@@ -194,15 +195,15 @@ class Sparse:
         """Cycles of a block of a tile."""
         nonzeros = self._nonzeros(strip)
         if strip.chains:
-            lanes = ceil_div(strip.rows, LANES)
-            multiplies, loads = float(lanes * strip.wide), lanes + strip.wide + 0.5
+            lanes = _lanes(strip.rows, core)
+            multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
             if strip.rows == 1:
-                multiplies, loads = strip.wide / LANES, strip.wide * _GATHER[core.gathers] + 1
-            each = max(multiplies / _FMAS, loads / _LOADS, _LATENCY / strip.chains)
+                multiplies, loads = strip.wide / LANES, strip.wide * _GATHER[core.gathers] + _WHERE
+            each = max(multiplies / _FMAS + loads / _LOADS, _LATENCY / strip.chains)
             return nonzeros * each + _BEGIN + multiplies
         vectors = strip.vectors / self._in_one(strip.vectors, core)
         sums, split = strip.rows * vectors, _SPLIT if isinstance(self.source, Image) else 1.0
-        loads = strip.rows + vectors * split * _read(self._window(strip)) + 1
+        loads = _factors(strip.rows, core) + vectors * split * _read(self._window(strip)) + _WHERE
         each = max(sums / _FMAS + loads / _LOADS, _LATENCY)
         runs = nonzeros / strip.run + 0.5 if 0 < strip.run < nonzeros else 1.0
         return nonzeros * each + runs * (_AGAIN + _CARRIED * sums * (2 if strip.run else 1))
@@ -247,6 +248,16 @@ def _read(panel: float) -> float:
     """Loads that a vector of a panel of so many bytes is worth: each cache holds its share of it."""
     first, second = (min(1.0, size / panel) for size in _CACHES)
     return first * _READ[0] + (second - first) * _READ[1] + (1 - second) * _READ[2]
+
+
+def _lanes(rows: int, core: Core) -> float:
+    """Vectors that so many outputs fill: registers that count in pairs may be half one."""
+    return ceil_div(rows, LANES // 2) / 2 if core.elements else ceil_div(rows, LANES)
+
+
+def _factors(count: int, core: Core) -> float:
+    """Loads of so many factors of vectors that are beside each other."""
+    return _lanes(count, core) if core.elements and count % 2 == 0 else count
 
 
 def _pass(elements: int, each: float) -> float:

@@ -227,7 +227,7 @@ def _many(
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         for n in range(strip.turn):
             at = turn.astype("int64") * strip.turn + n
-            for r, factor in enumerate(_factors(weights.values, at, rows, core)):
+            for r, factor in enumerate(_consecutive(weights.values, at * rows, rows, core)):
                 with positions(strip, core.lanes) as v:
                     read = data[base + weights.offsets[at].astype("int64") + v]
                     script.buffer_store(kept, kept[r * wide + v] + factor * read, [r * wide + v])
@@ -235,12 +235,12 @@ def _many(
         script.buffer_store(part, kept[r * wide + v], [output + r, first + v])
 
 
-def _factors(values: Any, at: Any, rows: int, core: Core) -> list[Any]:
-    """The values of a block at one column: elements of a vector where these multiply, or read one by one."""
-    if not core.elements or rows == 1:
-        return [values[at * rows + r] for r in range(rows)]
-    vector = script.bind(values[tirx.Ramp(at * rows, i64(1), rows)])
-    return [tirx.Shuffle([vector], [tirx.const(r, "int32")]) for r in range(rows)]
+def _consecutive(buffer: Any, first: Any, count: int, core: Core) -> list[Any]:
+    """Factors of vectors: elements of a vector where these multiply, or read one by one."""
+    if not core.elements or count % 2:
+        return [buffer[first + n] for n in range(count)]
+    vector = script.bind(buffer[tirx.Ramp(first, i64(1), count)])
+    return [tirx.Shuffle([vector], [tirx.const(n, "int32")]) for n in range(count)]
 
 
 def _few(
@@ -268,11 +268,13 @@ def _few(
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         begin = turn.astype("int64") * chains
         _ask_for(weights, begin, chains, rows)
-        with registers(chains) as (c, v, r):
+        for c in range(chains):
             k = begin + c
-            read = data[base + weights.offsets[k].astype("int64") + v]
-            factor = weights.values[k * rows + r].astype("float32")
-            script.buffer_store(kept, kept[place(c, v, r)] + factor * read, [place(c, v, r)])
+            at = base + weights.offsets[k].astype("int64")
+            for v, read in enumerate(_consecutive(data, at, wide, core)):
+                with _outputs(rows) as r:
+                    factor = weights.values[k * rows + r].astype("float32")
+                    script.buffer_store(kept, kept[place(c, v, r)] + factor * read, [place(c, v, r)])
     with registers(1) as (_, v, r):
         total = kept[place(0, v, r)]
         for c in range(1, chains):
