@@ -22,6 +22,9 @@ from .blocks import Strip
 from .common import LANES, Core, ceil_div, i64
 from .conv import Window
 
+LINE = 64  # bytes of a line of the cache
+_NEAR = 1 << 19  # bytes of an image that the second cache holds besides what else is in it
+
 
 class Source(Protocol):
     """What a kernel reads, laid out so that positions are in a line."""
@@ -56,6 +59,10 @@ class Source(Protocol):
         """
         ...
 
+    def ask_for(self, x: Any, first: Any, strip: Strip, part: Any, parts: int) -> None:
+        """Emit what brings a part of the tile that begins at position ``first`` to a nearer cache."""
+        ...
+
 
 def width(source: Source, strip: Strip) -> int:
     """Positions of sums: those of the source, or of one tile where there are fewer."""
@@ -88,6 +95,9 @@ class _Packed:
     def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
         return None
 
+    def ask_for(self, x: Any, first: Any, strip: Strip, part: Any, parts: int) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class Pixels(_Packed, _Images):
@@ -115,6 +125,16 @@ class Pixels(_Packed, _Images):
             value = x[image, i, _div(at, columns) * i64(sy), _mod(at, columns) * i64(sx)]
             script.buffer_store(panel, value, [i * i64(wide) + v])
         return panel
+
+    def ask_for(self, x: Any, first: Any, strip: Strip, part: Any, parts: int) -> None:
+        if self.strides != (1, 1) or self.data[0] > 1 or 4 * math.prod(self.data) <= _NEAR:
+            return
+        each = ceil_div(self.channels, parts)
+        with script.serial(i64(0), i64(each)) as c:
+            channel = tirx.min(part * i64(each) + c, i64(self.channels - 1))
+            for line in range(0, 4 * strip.wide, LINE):
+                p = first + line // 4
+                written.ask_for(x[i64(0), channel, _div(p, self.data[3]), _mod(p, self.data[3])], 2)
 
 
 @dataclass(frozen=True)
@@ -224,6 +244,9 @@ class Image(_Images):
         return image
 
     def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
+        return None
+
+    def ask_for(self, x: Any, first: Any, strip: Strip, part: Any, parts: int) -> None:
         return None
 
 

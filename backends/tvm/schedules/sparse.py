@@ -40,11 +40,11 @@ from .common import (
     last_block,
     with_axes_joined,
 )
-from .sources import Image, Pixels, Source, Tokens, lanes, positions, turned, width
+from .sources import LINE, Image, Pixels, Source, Tokens, lanes, positions, turned, width
 
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
 _FUSIBLE = 4  # for TVM's fusion: what is elementwise may follow
-_LINE, _AHEAD = 64, 8192  # bytes of a line of the cache, and how far ahead weights are asked for
+_AHEAD = 8192  # bytes, how far ahead weights are asked for
 _NEAR = 1 << 21  # bytes of weights that stay in caches where asking takes longer than it saves
 _WORTH_PARTS = 1 << 16  # elements of the result, below which one thread writes it
 
@@ -177,11 +177,12 @@ class _Tile:
         panel = self.source.pack(x, first, strip, wide, self.core)
         data, base = (panel, i64(0)) if image is None else (image, first)
         if strip.chains:
-            with self._runs() as run:
+            with self._runs() as (run, _):
                 _few(self.weights, data, base, self.sums, first, run, strip, self.core)
             return
         if not strip.run and not self.turned:
-            with self._runs() as run:
+            with self._runs() as (run, share):
+                self.source.ask_for(x, first + strip.wide, strip, *share)
                 _many(self.weights, data, base, self.sums, first, run, strip, self.core)
             return
         # Runs add to these, which no tile shares.
@@ -189,7 +190,8 @@ class _Tile:
         if strip.run:
             with self._rows(strip) as (o, v):
                 script.buffer_store(part, f32(0), [o, v])
-        with self._runs() as run:
+        with self._runs() as (run, share):
+            self.source.ask_for(x, first + strip.wide, strip, *share)
             _many(self.weights, data, base, part, i64(0), run, strip, self.core)
         if self.turned:
             _turn(part, self.sums, first, strip, self.outputs, self.apart)
@@ -198,11 +200,12 @@ class _Tile:
                 script.buffer_store(self.sums, part[o, v], [o, first + v])
 
     @contextmanager
-    def _runs(self) -> Iterator[Any]:
+    def _runs(self) -> Iterator[tuple[Any, tuple[Any, int]]]:
+        """Loops over runs; a run, and which it is of how many on a thread."""
         runs = int(self.weights.places.shape[0]) // self.groups
         groups = _each(self.groups, self.apart)
         with groups as g, script.serial(i64(0), i64(runs)) as r, written.block("sparse_run"):
-            yield g * i64(runs) + r
+            yield g * i64(runs) + r, (r, runs)
 
     @contextmanager
     def _rows(self, strip: Strip) -> Iterator[tuple[Any, Any]]:
@@ -325,13 +328,8 @@ def _ask_for(weights: _Weights, begin: Any, count: int, rows: int) -> None:
         return
     for buffer, each in ((weights.values, rows), (weights.offsets, 1)):
         width = np.dtype(str(buffer.dtype)).itemsize
-        for line in range(0, count * each * width, _LINE):
-            address = tirx.address_of(buffer[(begin * each) + (_AHEAD + line) // width])
-            script.evaluate(
-                tirx.call_intrin(
-                    "void", "tirx.prefetch", address, *(tirx.const(n, "int32") for n in (0, 3, 1))
-                )
-            )
+        for line in range(0, count * each * width, LINE):
+            written.ask_for(buffer[(begin * each) + (_AHEAD + line) // width], 3)
 
 
 def _turn(part: Any, sums: Any, first: Any, strip: Strip, outputs: int, parallel: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as script
 
 from .common import i64
@@ -28,6 +29,12 @@ def buffer(*shape: int) -> Any:
 def local(size: int) -> Any:
     """Memory for float32 that becomes registers."""
     return script.sblock_alloc_buffer([i64(size)], "float32", scope="local")
+
+
+def ask_for(element: Any, near: int) -> None:
+    """Have the line of an element that is needed soon brought to the cache of a level: 3 is the first one."""
+    how = (tirx.const(number, "int32") for number in (0, near, 1))
+    script.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(element), *how))
 
 
 def whole(memory: Any) -> tuple[slice, ...]:
