@@ -109,7 +109,7 @@ def with_zeros(model: onnx.ModelProto, mask: Mask, seed: int) -> onnx.ModelProto
     return model
 
 
-def built(model: onnx.ModelProto, number: int, threads: int) -> tuple[CpuArtifact, list[Any]]:
+def built(model: onnx.ModelProto, number: int, threads: int, *features: str) -> tuple[CpuArtifact, list[Any]]:
     """Compiled with the zeros skipped everywhere, by the choice of a number; and those layers."""
     from onnx_prune.backends.tvm import build, frontend, machine
     from onnx_prune.backends.tvm.sparse import Sparse
@@ -126,6 +126,8 @@ def built(model: onnx.ModelProto, number: int, threads: int) -> tuple[CpuArtifac
             return True
 
     choices, target = Forced(), machine.host_target(threads)
+    if features:
+        target["mattr"] = list(features)
     program = build.build({"main": frontend.import_model(frontend.fold(model))}, target, choices)
     reference = OnnxRuntimeBackend(1).compile(model)
     return CpuArtifact(program, reference.inputs, reference.outputs, target), choices.layers
@@ -155,6 +157,28 @@ def test_every_pattern_computes_what_the_dense_layer_does(layer: str, pattern: s
 def test_every_choice_computes_the_same(layer: str, number: int) -> None:
     model = with_zeros(layers()[layer], MASKS["4x1"], number)
     artifact, _ = built(model, number, 1 + number % 2)
+    (spec,) = artifact.inputs
+    rng = np.random.default_rng(2)
+    x = rng.integers(-5, 6, [int(size) for size in spec.shape]).astype(np.float32)  # type: ignore[arg-type]
+    (wanted,) = OnnxRuntimeBackend(1).compile(model).run({spec.name: x}).values()
+    (got,) = artifact.run({spec.name: x}).values()
+    assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("feature", ["+fast-gather", "-fast-gather"])
+@pytest.mark.parametrize("layer", ["one token", "few tokens"])
+def test_elements_of_a_row_are_gathered_or_put_together(layer: str, feature: str) -> None:
+    from onnx_prune.backends.tvm.machine import core_of, host_target
+    from tvm.target import Target, codegen
+
+    target = Target(host_target(1) | {"mattr": [feature]})
+    if not codegen.target_has_features("avx2", target):
+        pytest.skip("gathers are of AVX2")
+    assert core_of(target).gathers == (feature[0] == "+")
+    model = with_zeros(layers()[layer], MASKS["single"], 1)
+    options = built(model, 0, 1, feature)[1][0].sparse.choices(core_of(target), False)
+    single = next(number for number, (rows, _, _, chains) in enumerate(options) if rows == 1 and chains)
+    artifact, _ = built(model, single, 1, feature)
     (spec,) = artifact.inputs
     rng = np.random.default_rng(2)
     x = rng.integers(-5, 6, [int(size) for size in spec.shape]).astype(np.float32)  # type: ignore[arg-type]

@@ -2,9 +2,9 @@
 
 Usage: python tools/sparse_bench.py [--layers] [--curves] [--nets] [--tune SECONDS]
 
-All three parts where none is asked for. What is measured is kept in docs/sparse_benchmarks.json. Weights are
-random, and so are their zeros; the times of ONNX Runtime and OpenVINO are those of the same layer or net
-without zeros, which they do not skip.
+All three parts where none is asked for. What is measured is kept in docs/sparse_benchmarks.json, by machine.
+Weights are random, and so are their zeros; the times of ONNX Runtime and OpenVINO are those of the same layer
+or net without zeros, which they do not skip.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from onnx import helper, numpy_helper
 from onnx_prune import Model, prune
 from onnx_prune.backends.cpu import CpuBackend
 from onnx_prune.backends.measure import interleaved, ratio
+from onnx_prune.backends.tvm.workloads import VERSION
 from onnx_prune.models import zoo
 from onnx_prune.passes.execute import random_inputs
 
@@ -116,36 +117,29 @@ PATTERNS: dict[str, tuple[Mask, tuple[float, float, float]]] = {
 }
 HEAD = """# Benchmarks of zeros
 
-Made by `make sparse-bench` on {machine}: one thread, fp32, medians of interleaved rounds. Numbers say how
-many times as fast a layer or net with zeros is here as it is *dense* in the faster of ONNX Runtime and
-OpenVINO, neither of which skips zeros. Weights and the places of zeros are random.
+Made by `make sparse-bench`: one thread, fp32, medians of interleaved rounds. Numbers say how many times
+as fast a layer or net with zeros is here as it is *dense* in the faster of ONNX Runtime and OpenVINO,
+neither of which skips zeros. Weights and the places of zeros are random. *Kernels* is the version that
+was measured, {version} is that of today.
 
-Measured by {commands}.
+Layers: by default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel.
+Inputs and outputs stay where they are in memory, for all runtimes. The product of one row is one of
+four in a chain, for a single one takes no longer than the call.
 
-## Layers
+Nets: zeros in blocks of four outputs by one column in all matrices but the first and the last.
+Milliseconds; *TVM dense* is this compiler on the net before it got zeros.
 
-By default, / tuned where it was, (the bar); *dense* where the compiler took a dense kernel. Inputs and
-outputs stay where they are in memory, for all runtimes. The product of one row is one of four in a chain, for
-a single one takes no longer than the call.
+Where skipping begins to pay: the ratio of zeros from which on kernels that skip them, taken or not, are
+faster than the faster dense runtime. The compiler takes a dense kernel where that is faster still.
+
+![Times as fast by ratio of zeros](sparse_benchmarks.svg)
 """
 NETS_HEAD = """
-## Nets
-
-Zeros in blocks of four outputs by one column in all matrices but the first and the last. Milliseconds; *TVM
-dense* is this compiler on the net before it got zeros.
-
 | net | pruned | zeros | ONNX Runtime | OpenVINO | TVM dense | TVM | gain | tuned | bar | layers that skip |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 CURVES_HEAD = """
-## Where skipping begins to pay
-
-Kernels that skip zeros, taken or not, against the faster dense runtime: the ratio of zeros from which on they
-are faster. The compiler takes a dense kernel where that is faster still.
-
-![Times as fast by ratio of zeros](sparse_benchmarks.svg)
-
-| layer | 4x1 | single |
+| skipping pays from | 4x1 | single |
 | --- | --- | --- |
 """
 RATIOS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
@@ -271,9 +265,14 @@ def nets(seconds: float) -> list[dict[str, Any]]:
     return found
 
 
-def table(data: Mapping[str, Any]) -> str:
+def table(machines: Mapping[str, Any]) -> str:
+    return HEAD.format(version=VERSION) + "".join(section(name, machines[name]) for name in machines)
+
+
+def section(name: str, data: Mapping[str, Any]) -> str:
+    """What was measured on one machine."""
     commands = ", ".join(f"`{command}`" for command in data["commands"].values())
-    text = HEAD.format(machine=machine(), commands=commands)
+    text = f"\n## {name}\n\nKernels {data['kernels']}, measured by {commands}.\n"
     names = [layer.name for layer in LAYERS if layer.name in data.get("layers", {})]
     if names:
         text += "\n| zeros | " + " | ".join(names) + " |\n" + "| --- " * (len(names) + 1) + "|\n"
@@ -317,16 +316,20 @@ def _break_even(points: Sequence[tuple[float, float]]) -> str:
     return "0%" if points[-1][1] >= 1 else "none"
 
 
-def draw(found: Mapping[str, Any]) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for plot, kind in zip(axes, ("4x1", "single"), strict=True):
-        for name, rows in found.items():
-            plot.plot(*zip(*rows[kind], strict=True), marker=".", label=name)
-        plot.axhline(1, color="gray", linewidth=0.8)
-        plot.set(title=f"zeros: {kind}", xlabel="ratio of zeros", yscale="log")
-        plot.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
-    axes[0].set_ylabel("times as fast as dense elsewhere")
-    axes[0].legend(fontsize=8)
+def draw(machines: Mapping[str, Any]) -> None:
+    size = (10, 4 * len(machines))
+    figure, axes = plt.subplots(
+        len(machines), 2, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for (name, data), row in zip(machines.items(), axes, strict=True):
+        for plot, kind in zip(row, ("4x1", "single"), strict=True):
+            for layer, found in data["curves"].items():
+                plot.plot(*zip(*found[kind], strict=True), marker=".", label=layer)
+            plot.axhline(1, color="gray", linewidth=0.8)
+            plot.set(title=f"{name}, zeros: {kind}", xlabel="ratio of zeros", yscale="log")
+            plot.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+        row[0].set_ylabel("times as fast as dense elsewhere")
+    axes[0][0].legend(fontsize=8)
     figure.savefig(FIGURE, metadata={"Date": None})
 
 
@@ -337,16 +340,20 @@ def main() -> None:
         parser.add_argument(f"--{part}", action="store_true")
     parser.add_argument("--tune", type=float, default=0.0, metavar="SECONDS", help="for each layer or net")
     asked = parser.parse_args()
-    data = json.loads(DATA.read_text()) if DATA.exists() else {}
+    machines = json.loads(DATA.read_text()) if DATA.exists() else {}
+    # Parts that were measured with other kernels are no part of what is measured with these.
+    data = machines.get(machine(), {})
+    data = machines[machine()] = (
+        data if data.get("kernels") == VERSION else {"kernels": VERSION, "commands": {}}
+    )
     for part in [part for part in parts if getattr(asked, part)] or parts:
         made = {"layers": lambda: layers(asked.tune), "curves": curves, "nets": lambda: nets(asked.tune)}
         data[part] = made[part]()
         tuned = f" --tune {asked.tune:g}" if asked.tune and part != "curves" else ""
-        data.setdefault("commands", {})[part] = f"tools/sparse_bench.py --{part}{tuned}"
-        DATA.write_text(json.dumps(data, indent=1) + "\n")
-        TABLE.write_text(table(data))
-        if "curves" in data:
-            draw(data["curves"])
+        data["commands"][part] = f"tools/sparse_bench.py --{part}{tuned}"
+        DATA.write_text(json.dumps(machines, indent=1) + "\n")
+        TABLE.write_text(table(machines))
+        draw({name: found for name, found in machines.items() if "curves" in found})
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ _CACHES = (1 << 15, 1 << 19)  # bytes of a panel that stay in the first and the 
 _SHARE = 0.6
 _FMAS, _LOADS = 2.0, 2.0  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
-_SPLIT = 2.0  # lines of the cache that a vector at any place of an image lies in
+_SPLIT = 1.0  # loads more of a vector that lies in two lines of the cache, at any place of an image
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
 _WHERE = 1.0  # of an offset, in loads
-_LATENCY = 4.0
+_LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
 _AGAIN, _CARRIED = 5.0, 4.0  # a run: its loop, each vector of sums to or from memory
 _PACK, _TURN, _LAST = 0.5, 0.4, 0.6  # of an element of the source, of turned sums, of the last pass
@@ -185,7 +185,7 @@ class Sparse:
         passes += _pass(source.positions * self.outputs, _LAST + _TURN * isinstance(source, Tokens))
         size = np.dtype(self._dtype(strip)).itemsize
         weights = blocks * self._nonzeros(strip) * (size * strip.rows + 2) / _BYTES[far]
-        return _SHARE * (took + passes + weights)
+        return _SHARE * (took + passes) + weights
 
     def _nonzeros(self, strip: Strip) -> float:
         """Of a block, filled to whole turns."""
@@ -199,14 +199,17 @@ class Sparse:
             multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
             if strip.rows == 1:
                 multiplies, loads = strip.wide / LANES, strip.wide * _GATHER[core.gathers] + _WHERE
-            each = max(multiplies / _FMAS + loads / _LOADS, _LATENCY / strip.chains)
+            waits = _LATENCY / strip.chains
+            each = max(multiplies / _FMAS + loads / _LOADS, waits) + _HIDDEN * waits
             return nonzeros * each + _BEGIN + multiplies
         vectors = strip.vectors / self._in_one(strip.vectors, core)
-        sums, split = strip.rows * vectors, _SPLIT if isinstance(self.source, Image) else 1.0
-        loads = _factors(strip.rows, core) + vectors * split * _read(self._window(strip)) + _WHERE
+        sums, split = strip.rows * vectors, _SPLIT if isinstance(self.source, Image) else 0.0
+        loads = _factors(strip.rows, core) + vectors * (_read(self._window(strip)) + split) + _WHERE
         each = max(sums / _FMAS + loads / _LOADS, _LATENCY)
         runs = nonzeros / strip.run + 0.5 if 0 < strip.run < nonzeros else 1.0
-        return nonzeros * each + runs * (_AGAIN + _CARRIED * sums * (2 if strip.run else 1))
+        # Sums of several runs are set to zero before and copied after.
+        carried = 2 * runs + 2 if strip.run else 1
+        return nonzeros * each + runs * _AGAIN + carried * _CARRIED * sums
 
     def _window(self, strip: Strip) -> float:
         """Bytes of the source that runs read which begin at one column."""

@@ -133,8 +133,7 @@ class Pixels(_Packed, _Images):
         with script.serial(i64(0), i64(each)) as c:
             channel = tirx.min(part * i64(each) + c, i64(self.channels - 1))
             for line in range(0, 4 * strip.wide, LINE):
-                p = first + line // 4
-                written.ask_for(x[i64(0), channel, _div(p, self.data[3]), _mod(p, self.data[3])], 2)
+                written.ask_for(x[i64(0), channel, i64(0), first + line // 4], 2)
 
 
 @dataclass(frozen=True)
