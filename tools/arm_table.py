@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx
 from onnx_prune import Model, emulate, load, prune
+from onnx_prune.backends.tvm.workloads import VERSION
 from onnx_prune.models import zoo
 from onnx_prune.models.digits import FOLDER
 from sparse_bench import blocks, with_zeros
@@ -31,11 +32,11 @@ Made by `{command}`: compiled by this project, run once under QEMU. Images of th
 *Error* is the largest difference from ONNX Runtime over the largest output. *FMAs* are instructions that
 multiply and add four floats each; *÷ MACs/4* compares them with the multiply-adds of kernels that have any,
 the worst of which is in brackets; *of all* is their share of what these kernels executed. *÷ dense* is the
-share of the dense model's instructions; *÷ MACs* divides that by the share of its multiply-adds. These are
-counts, no times.
+share of the dense model's instructions; *÷ MACs* divides that by the share of its multiply-adds. *Kernels* is
+the version that was counted, {version} is that of today. These are counts, no times.
 
-| net | processor | version | error | executed | FMAs ÷ MACs/4 | of all | ÷ dense | ÷ MACs |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| net | processor | version | kernels | error | executed | FMAs ÷ MACs/4 | of all | ÷ dense | ÷ MACs |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -75,6 +76,7 @@ def measured(name: str, processor: str) -> list[dict[str, Any]]:
                 "net": name,
                 "processor": processor,
                 "version": each.model,
+                "kernels": VERSION,
                 "error": each.error,
                 "executed": each.instructions,
                 "work": 4 * sum(k.vector_fmas for k in layers) / sum(k.macs or 0 for k in layers),
@@ -90,9 +92,10 @@ def measured(name: str, processor: str) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    text = HEAD.format(command="make arm-counts")
+    text = HEAD.format(command="make arm-counts", version=VERSION)
     for r in rows:
-        cells = [r["net"], r["processor"], r["version"], f"{r['error']:.1e}", f"{r['executed']:,}"]
+        cells = [r["net"], r["processor"], r["version"], str(r["kernels"])]
+        cells += [f"{r['error']:.1e}", f"{r['executed']:,}"]
         cells += [f"{r['work']:.2f} ({r['worst']:.2f})", f"{r['share']:.0%}"]
         cells += [f"{r['dense']:.2f}", f"{r['macs']:.2f}"]
         text += f"| {' | '.join(cells)} |\n"
