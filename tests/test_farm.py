@@ -139,7 +139,7 @@ class Fatal:
         made = te.compute((8,), lambda i: end if choice == (1,) else x[i] + w[i], "y")
         return te.create_prim_func([x, w, made])
 
-    def operands(self, choice: tuple[int, ...]) -> list[Any]:
+    def operands(self, choice: tuple[int, ...], core: Any) -> list[Any]:
         return [(8,)] * 3
 
 

@@ -166,8 +166,7 @@ def test_every_choice_computes_the_same(layer: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("feature", ["+fast-gather", "-fast-gather"])
-@pytest.mark.parametrize("layer", ["one token", "few tokens"])
-def test_elements_of_a_row_are_gathered_or_put_together(layer: str, feature: str) -> None:
+def test_elements_of_a_row_are_gathered_or_put_together(feature: str) -> None:
     from onnx_prune.backends.tvm.machine import core_of, host_target
     from tvm.target import Target, codegen
 
@@ -175,7 +174,7 @@ def test_elements_of_a_row_are_gathered_or_put_together(layer: str, feature: str
     if not codegen.target_has_features("avx2", target):
         pytest.skip("gathers are of AVX2")
     assert core_of(target).gathers == (feature[0] == "+")
-    model = with_zeros(layers()[layer], MASKS["single"], 1)
+    model = with_zeros(layers()["one token"], MASKS["single"], 1)
     options = built(model, 0, 1, feature)[1][0].sparse.choices(core_of(target), False)
     single = next(number for number, (rows, _, _, chains) in enumerate(options) if rows == 1 and chains)
     artifact, _ = built(model, single, 1, feature)
