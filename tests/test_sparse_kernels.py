@@ -133,6 +133,16 @@ def built(model: onnx.ModelProto, number: int, threads: int, *features: str) -> 
     return CpuArtifact(program, reference.inputs, reference.outputs, target), choices.layers
 
 
+def results(artifact: CpuArtifact, model: onnx.ModelProto, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of small integers, and those of the dense model in ONNX Runtime."""
+    (spec,) = artifact.inputs
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-5, 6, [int(size) for size in spec.shape]).astype(np.float32)  # type: ignore[arg-type]
+    (wanted,) = OnnxRuntimeBackend(1).compile(model).run({spec.name: x}).values()
+    (got,) = artifact.run({spec.name: x}).values()
+    return got, wanted
+
+
 @pytest.mark.parametrize("pattern", MASKS)
 @pytest.mark.parametrize("layer", layers())
 def test_every_pattern_computes_what_the_dense_layer_does(layer: str, pattern: str) -> None:
@@ -140,11 +150,7 @@ def test_every_pattern_computes_what_the_dense_layer_does(layer: str, pattern: s
     model = with_zeros(layers()[layer], MASKS[pattern], number)
     artifact, sparse = built(model, number, 1 + number % 2)
     assert len(sparse) == 1
-    (spec,) = artifact.inputs
-    rng = np.random.default_rng(1)
-    x = rng.integers(-5, 6, [int(size) for size in spec.shape]).astype(np.float32)  # type: ignore[arg-type]
-    (wanted,) = OnnxRuntimeBackend(1).compile(model).run({spec.name: x}).values()
-    (got,) = artifact.run({spec.name: x}).values()
+    got, wanted = results(artifact, model, seed=1)
     if "Sigmoid" in [node.op_type for node in model.graph.node]:
         assert np.allclose(got, wanted, rtol=0, atol=1e-6)
     else:
@@ -157,11 +163,7 @@ def test_every_pattern_computes_what_the_dense_layer_does(layer: str, pattern: s
 def test_every_choice_computes_the_same(layer: str, number: int) -> None:
     model = with_zeros(layers()[layer], MASKS["4x1"], number)
     artifact, _ = built(model, number, 1 + number % 2)
-    (spec,) = artifact.inputs
-    rng = np.random.default_rng(2)
-    x = rng.integers(-5, 6, [int(size) for size in spec.shape]).astype(np.float32)  # type: ignore[arg-type]
-    (wanted,) = OnnxRuntimeBackend(1).compile(model).run({spec.name: x}).values()
-    (got,) = artifact.run({spec.name: x}).values()
+    got, wanted = results(artifact, model, seed=2)
     assert np.array_equal(got, wanted)
 
 
@@ -178,11 +180,7 @@ def test_elements_of_a_row_are_gathered_or_put_together(feature: str) -> None:
     options = built(model, 0, 1, feature)[1][0].sparse.choices(core_of(target), False)
     single = next(number for number, (rows, _, _, chains) in enumerate(options) if rows == 1 and chains)
     artifact, _ = built(model, single, 1, feature)
-    (spec,) = artifact.inputs
-    rng = np.random.default_rng(2)
-    x = rng.integers(-5, 6, [int(size) for size in spec.shape]).astype(np.float32)  # type: ignore[arg-type]
-    (wanted,) = OnnxRuntimeBackend(1).compile(model).run({spec.name: x}).values()
-    (got,) = artifact.run({spec.name: x}).values()
+    got, wanted = results(artifact, model, seed=2)
     assert np.array_equal(got, wanted)
 
 

@@ -353,7 +353,8 @@ def main() -> None:
         data["commands"][part] = f"tools/sparse_bench.py --{part}{tuned}"
         DATA.write_text(json.dumps(machines, indent=1) + "\n")
         TABLE.write_text(table(machines))
-        draw({name: found for name, found in machines.items() if "curves" in found})
+        if drawn := {name: found for name, found in machines.items() if "curves" in found}:
+            draw(drawn)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from ..artifact import Compiled
 from ..base import TensorSpec
 from ..tvm import passes
 from ..tvm.build import scheduled_kernel
-from ..tvm.computed import Choice
+from ..tvm.computed import Choice, Operand
 from ..tvm.devices import array_of
 from ..tvm.machine import core_of
-from ..tvm.sparse import Operand
 from ..tvm.workloads import Workload
 from ..weights import Program, gathered
 from .counts import counted

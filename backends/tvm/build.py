@@ -12,11 +12,10 @@ from tvm import tirx
 from ...analysis.errors import BackendError
 from ..weights import Program, gathered
 from . import passes
-from .computed import Choice
+from .computed import Choice, Operand
 from .described import described
 from .machine import core_of
 from .merge import merge
-from .sparse import Operand
 from .weights import Distinct
 from .workloads import Choices, Workload, scheduled
 

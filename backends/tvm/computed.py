@@ -6,14 +6,16 @@ from abc import ABC, abstractmethod
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from tvm import te
 
 from .schedules import conv
 from .schedules.common import Core, i64
-from .sparse import Operand
 
 # How a kernel is computed, as its schedule takes it: sizes of a register tile, and which loop is outermost.
 Choice: TypeAlias = tuple[int, ...]
+# Of a kernel by itself: the shape of a random tensor, or its value.
+Operand: TypeAlias = tuple[int, ...] | NDArray[Any]
 
 MOST = 12  # choices of a workload
 

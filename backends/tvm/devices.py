@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..processor import Linker
 from ..threads import use_threads
 from ..tracker import Tracker
-from .sparse import Operand
+from .computed import Operand
 
 _BIG_CORES = 1  # the mode of TVM's thread pool that prefers them
 _LIBRARY = "kernel{}.so"

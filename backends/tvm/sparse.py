@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .computed import MOST, Operand
 from .schedules import sparse
 from .schedules.blocks import Blocks, Strip, blocks_of
 from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.sources import Image, Pixels, Tokens
 
-MOST = 12  # choices of a layer
 _BLOCKS = (1, 2, 4, 8, 16)  # outputs
 _ALIKE = 1.05  # density of higher blocks over that of lower ones, where the pattern is of the higher ones
 _FEW = 8  # positions below which outputs are in the lanes
@@ -220,8 +220,8 @@ class Sparse:
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...], core: Core) -> Blocks:
         """Weights (outputs, columns) as the kernel of a choice reads them."""
         strip = Strip(*choice)
-        few = ceil_div(self.source.positions, strip.wide) < 2 * core.threads
-        groups = min(core.threads, ceil_div(self.outputs, strip.rows)) if few else 1
+        shared = sparse.shares_tiles(self.source, strip, core)
+        groups = 1 if shared else min(core.threads, ceil_div(self.outputs, strip.rows))
         return blocks_of(weights, self.source.columns(strip), strip, groups, self._dtype(strip))
 
     def _dtype(self, strip: Strip) -> str:
@@ -266,7 +266,3 @@ def _factors(count: int, core: Core) -> float:
 def _pass(elements: int, each: float) -> float:
     """Cycles of a pass over so many elements."""
     return elements * each * (1.0 if 4 * elements <= _CACHES[1] else _FAR)
-
-
-# Of a kernel by itself: the shape of a random tensor, or its value.
-Operand: TypeAlias = tuple[int, ...] | NDArray[Any]

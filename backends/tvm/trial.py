@@ -10,9 +10,8 @@ from typing import Any
 from joblib.externals import loky
 
 from ..tracker import NoDevice
-from .computed import Choice
+from .computed import Choice, Operand
 from .devices import Device, Here, Session
-from .sparse import Operand
 from .workloads import Workload
 
 _SECONDS = 60.0  # that a trial may take

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tvm import s_tir
 
 from .bytewise import ByteConvolution, ByteProduct
-from .computed import MOST, Choice, Computed, placeholder, shown
+from .computed import MOST, Choice, Computed, Operand, placeholder, shown
 from .schedules import attention, conv, gemm, winograd
 from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
-from .sparse import Operand, Sparse
+from .sparse import Sparse
 
 VERSION = 6  # of kernels and schedules: times of another one say nothing about these
 

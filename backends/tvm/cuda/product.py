@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from ..computed import MOST
 from ..schedules.common import ceil_div
 from . import fragments, tensor_core
 from .fragments import FP16, ROWS, Packed, Precision
@@ -16,7 +17,6 @@ from .gpu import Gpu
 from .reading import Reading, Rows
 from .tensor_core import Form, Warps
 
-MOST = 12  # choices of a layer
 _BLOCKS = (32, 16)
 _SUMS = 64  # registers of a thread
 _SHARED = 48 << 10  # bytes of a block, which all GPUs have without being asked

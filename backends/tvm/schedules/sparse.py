@@ -82,10 +82,10 @@ def image_of(source: Pixels | Image, outputs: int) -> Result:
 
 def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: Result, core: Core) -> Any:
     """A PrimFunc of the operand and of the arrays of ``blocks``; `Sparse` schedules what is fused to it."""
-    tiles, last = ceil_div(source.positions, strip.wide), strip.last(source.positions, core.lanes)
+    tiles, last = count_tiles(source, strip), strip.last(source.positions, core.lanes)
     whole = tiles * strip.wide if result.turned else width(source, last or strip)
     work = 2.0 * blocks.values.size * strip.wide  # floating-point operations of a tile
-    by_tile = core.threads > 1 and tiles >= 2 * core.threads and tiles * work > WORTH_THREADS
+    by_tile = core.threads > 1 and shares_tiles(source, strip, core) and tiles * work > WORTH_THREADS
     by_block = core.threads > 1 and not by_tile and work > WORTH_THREADS
     with IRBuilder() as builder, script.prim_func(s_tir=True):
         script.func_attr({"op_pattern": _FUSIBLE, "tirx.noalias": True})
@@ -100,20 +100,20 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
         high = ceil_div(outputs, strip.rows) * strip.rows
         turned = result.turned or bool(strip.chains)
         sums = written.buffer(whole, ceil_div(high, LANES) * LANES) if turned else written.buffer(high, whole)
-        tile = _Tile(source, weights, sums, result.turned, high, blocks.groups, by_block, core)
+        tile = _Tile(source, x, weights, sums, result.turned, high, strip.wide, blocks.groups, by_block, core)
 
         def numbered(t: Any, image: Any) -> None:
             """The tile of a number: of the last, only the vectors that hold positions."""
             first = t * i64(strip.wide)
-            if last is None:
-                tile.write(x, image, first, strip, strip.wide)
+            if last is None or tiles == 1:
+                tile.write(image, first, last or strip)
                 return
             with script.If(t < i64(tiles - 1)):
                 with script.Then(), written.block("sparse_whole"):
-                    tile.write(x, image, first, strip, strip.wide)
+                    tile.write(image, first, strip)
                 with script.Else(), written.block("sparse_rest"):
                     first = first if result.turned else i64(whole - last.wide)
-                    tile.write(x, image, first, last, strip.wide)
+                    tile.write(image, first, last)
 
         if result.turned:
             with script.serial(i64(0), i64(tiles)) as t, script.sblock("sparse_sum"):
@@ -138,6 +138,15 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
     return builder.get()
 
 
+def count_tiles(source: Source, strip: Strip) -> int:
+    return ceil_div(source.positions, strip.wide)
+
+
+def shares_tiles(source: Source, strip: Strip, core: Core) -> bool:
+    """Whether threads share the tiles, of which there are enough, and not the blocks of outputs."""
+    return count_tiles(source, strip) >= 2 * core.threads
+
+
 class _Weights(NamedTuple):
     """Buffers of `Blocks`."""
 
@@ -155,47 +164,45 @@ class _Tile:
         sums: (outputs, positions); or turned, which they are too where outputs are in the lanes.
         turned: whether positions in the lanes have to be turned.
         outputs: of whole blocks.
+        wide: positions of whole tiles.
         groups: of runs, on a thread each where they are ``apart``.
     """
 
     source: Source
+    x: Any
     weights: _Weights
     sums: Any
     turned: bool
     outputs: int
+    wide: int
     groups: int
     apart: bool
     core: Core
 
-    def write(self, x: Any, image: Any, first: Any, strip: Strip, wide: int) -> None:
+    def write(self, image: Any, first: Any, strip: Strip) -> None:
         """The sums of the tile that begins at position ``first``.
 
         Args:
             image: what is read where that is one for all tiles; or None.
-            wide: positions of whole tiles.
         """
-        panel = self.source.pack(x, first, strip, wide, self.core)
+        panel = self.source.pack(self.x, first, strip, self.wide, self.core)
         data, base = (panel, i64(0)) if image is None else (image, first)
         if strip.chains:
             with self._runs() as (run, _):
                 _few(self.weights, data, base, self.sums, first, run, strip, self.core)
             return
-        if not strip.run and not self.turned:
-            with self._runs() as (run, share):
-                self.source.ask_for(x, first + strip.wide, strip, *share)
-                _many(self.weights, data, base, self.sums, first, run, strip, self.core)
-            return
-        # Runs add to these, which no tile shares.
-        part = written.buffer(self.outputs, strip.wide)
+        part, at = self.sums, first
+        if strip.run or self.turned:  # runs add to sums, which no tile may share with another
+            part, at = written.buffer(self.outputs, strip.wide), i64(0)
         if strip.run:
             with self._rows(strip) as (o, v):
                 script.buffer_store(part, f32(0), [o, v])
         with self._runs() as (run, share):
-            self.source.ask_for(x, first + strip.wide, strip, *share)
-            _many(self.weights, data, base, part, i64(0), run, strip, self.core)
+            self.source.ask_for(self.x, first + strip.wide, strip, *share)
+            _many(self.weights, data, base, part, at, run, strip, self.core)
         if self.turned:
             _turn(part, self.sums, first, strip, self.outputs, self.apart)
-        else:
+        elif strip.run:
             with self._rows(strip) as (o, v):
                 script.buffer_store(self.sums, part[o, v], [o, first + v])
 
