@@ -6,15 +6,16 @@ holding anything finite. The other form is made where somebody asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, te, tirx
+from tvm import relax
 from tvm.ir import Constant
 
-from .schedules.common import LANES, ceil_div, i64
+from .schedules import turning
+from .schedules.common import LANES, ceil_div
 from .workloads import Choices, Workload
 
 # How TVM's fusion treats a kernel: as a root that takes elementwise operators in, or alone.
@@ -131,16 +132,7 @@ class Forms:
 
     def _unpack(self, var: Any) -> Any:
         if var not in self.plain:
-            shape = [i64(size) for size in static_shape(var)]
-
-            def unpack(x: Any) -> Any:
-                return te.compute(
-                    shape,
-                    lambda b, k, i, j: x[b, tirx.floordiv(k, i64(LANES)), i, j, tirx.floormod(k, i64(LANES))],
-                    name="unpack",
-                )
-
-            self.plain[var] = self.emit(unpack, "unpack", ALONE, self.packed[var])
+            self.plain[var] = self._turned(turning.unpack, var, self.packed[var], static_shape(var))
         return self.plain[var]
 
     def pack(self, expression: Any) -> Any:
@@ -155,16 +147,14 @@ class Forms:
             packed = value.reshape(n, -1, LANES, h, w).transpose(0, 1, 3, 4, 2)
             return relax.const(np.ascontiguousarray(packed))
 
-        def pack(x: Any) -> Any:
-            def at(b: Any, k: Any, i: Any, j: Any, v: Any) -> Any:
-                channel = k * i64(LANES) + v
-                if c % LANES == 0:
-                    return x[b, channel, i, j]
-                return tirx.if_then_else(channel < i64(c), x[b, channel, i, j], tirx.const(0, x.dtype))
-
-            return te.compute([i64(d) for d in (n, ceil_div(c, LANES), h, w, LANES)], at, name="pack")
-
-        result = self.emit(pack, "pack", ALONE, self.rebuild(expression))
+        shape = (n, ceil_div(c, LANES), h, w, LANES)
+        result = self._turned(turning.pack, expression, self.rebuild(expression), shape)
         if isinstance(expression, relax.Var):
             self.packed[expression] = result
         return result
+
+    def _turned(self, kernel: Any, image: Any, x: Any, made: Sequence[int]) -> Any:
+        dtype = dtype_of(image)
+        function = kernel(static_shape(image), dtype, self.choices.core)
+        variable = self.builder.add_func(function, kernel.__name__)
+        return self.builder.emit(relax.call_tir(variable, [x], relax.TensorType(made, dtype)))
