@@ -37,8 +37,7 @@ def convolution(
     pointwise = window.kernel == (1, 1) and not any(window.padding)
     data = (n, c, h, w)
     source = Pixels(data, window.strides) if pointwise else Image(data, window)
-    matrix = conv.join_groups(weights, groups, groups).reshape(len(weights), -1)
-    return _taken(forms, x, weights, matrix, source, dense)
+    return _taken(forms, x, weights, weights.reshape(len(weights), -1), source, dense, groups)
 
 
 def product(forms: Forms, x: Any, weights: NDArray[Any], dense: Product) -> Any:
@@ -55,14 +54,18 @@ def _taken(
     matrix: NDArray[Any],
     source: Pixels | Image | Tokens,
     dense: Convolution | Product,
+    groups: int = 1,
 ) -> Any:
     with np.errstate(over="ignore"):
         halves = forms.choices.core.halves and bool((matrix == matrix.astype(np.float16)).all())
-    workload = Sparse(source, len(matrix), pattern_of(matrix), halves)
+    workload = Sparse(source, len(matrix), pattern_of(matrix), groups, halves)
     alike = workload.in_rows()
     if not forms.choices.skips(weights, alike, dense):
         return None
-    choice = forms.choices.of(alike)
+    return _emitted(forms, x, matrix, workload, forms.choices.of(alike))
+
+
+def _emitted(forms: Forms, x: Any, matrix: NDArray[Any], workload: Sparse, choice: tuple[int, ...]) -> Any:
     blocks = workload.blocks(matrix, choice, forms.choices.core)
     function = workload.kernel(blocks, choice, forms.choices.core)
     function = function.with_attrs({DESCRIPTION: workload.description, FLOPS: workload.flops})

@@ -25,16 +25,18 @@ _CACHES = (1 << 15, 1 << 19)  # bytes of a panel that stay in the first and the 
 
 # The static model of a core, in cycles: multiply-adds and loads follow each other. By measured times it takes
 # fewer of them than of those of the model of dense kernels, which counts multiply-adds alone.
-_SHARE = 0.6
-_FMAS, _LOADS = 2.0, 2.0  # of vectors
+_SHARE = 0.5
+_FMAS, _LOADS = 2.0, 1.6  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
-_SPLIT = 1.0  # loads more of a vector that lies in two lines of the cache, at any place of an image
+_SPLIT = 1.5  # loads more of a vector that lies in two lines of the cache, at any place of an image
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
-_WHERE = 1.0  # of an offset, in loads
+_WHERE = 1.5  # of an offset, in loads
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
-_AGAIN, _CARRIED = 5.0, 4.0  # a run: its loop, each vector of sums to or from memory
-_PACK, _TURN, _LAST = 0.5, 0.4, 0.6  # of an element of the source, of turned sums, of the last pass
+_AGAIN, _CARRIED = 3.0, 4.0  # a run: its loop, each vector of sums to or from memory
+_PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
+_ROW = 20.0  # a row of an image in a tile
+_NEAR = 40.0  # bytes of weights in a cycle, from the second cache
 _FAR = 2.5  # times as long where they are more than the second cache holds
 _BYTES = {False: 18.0, True: 6.0}  # of weights, from the last cache or from memory
 
@@ -87,6 +89,7 @@ class Sparse:
     Attributes:
         source: what it reads.
         pattern: of its weights; times hold for all weights of the pattern.
+        groups: of channels; the columns of an output are those of its group.
         halves: whether half precision holds all of them; blocks of few positions are kept so, for there
             reading weights takes the time.
     """
@@ -97,6 +100,7 @@ class Sparse:
     source: Pixels | Image | Tokens
     outputs: int
     pattern: Pattern
+    groups: int = 1
     halves: bool = False
 
     @property
@@ -115,7 +119,7 @@ class Sparse:
     def columns(self) -> int:
         """Of the weights."""
         taps = math.prod(self.source.window.kernel) if isinstance(self.source, Image) else 1
-        return self.source.channels * taps
+        return self.source.channels // self.groups * taps
 
     @property
     def flops(self) -> float:
@@ -143,6 +147,8 @@ class Sparse:
         positions, found = self.source.positions, []
         for rows in _BLOCKS:
             if rows > 2 * max(self.pattern.rows, 1) or rows > max(1, self.outputs):
+                break
+            if self.groups > 1 and self.outputs // self.groups % rows:
                 break
             if positions < _FEW:
                 lanes = ceil_div(rows, LANES)
@@ -172,7 +178,8 @@ class Sparse:
     def _bytes(self, wide: int) -> int:
         """Of each channel that a tile reads: where taps are offsets, of the rows around it too."""
         if isinstance(self.source, Image):
-            wide += self.source.phase[1] * (self.source.window.kernel[0] - 1)
+            kh, kw = self.source.window.kernel
+            return 4 * (kw if self.source.exact else 1) * (wide + self.source.wide * (kh - 1))
         return 4 * wide
 
     def cycles(self, choice: tuple[int, ...], core: Core, far: bool) -> float:
@@ -181,11 +188,17 @@ class Sparse:
         blocks, last = ceil_div(self.outputs, strip.rows), strip.last(source.positions, core.lanes)
         took = (source.positions // strip.wide) * self._tile(strip, core)
         took = blocks * (took + (self._tile(last, core) if last else 0))
-        passes = _pass(source.positions * source.channels, _PACK)
-        passes += _pass(source.positions * self.outputs, _LAST + _TURN * isinstance(source, Tokens))
+        tiles = ceil_div(source.positions, strip.wide)
+        # Rows of images lie on pages of their own.
+        apart = tiles * (source.channels + self.outputs) if isinstance(source, Pixels) else 0
+        passes = _pass(source.positions * source.channels, _PACK) + _ROW * apart
+        passes += _pass(source.positions * self.outputs, _STORE + _TURN * isinstance(source, Tokens))
+        if isinstance(source, Image):
+            passes += _pass(source.positions * self.outputs, _LAST) * (not source.exact)
         size = np.dtype(self._dtype(strip)).itemsize
-        weights = blocks * self._nonzeros(strip) * (size * strip.rows + 2) / _BYTES[far]
-        return _SHARE * (took + passes) + weights
+        weights = blocks * self._nonzeros(strip) * (size * strip.rows + 2)
+        again = (tiles - 1) * weights / _NEAR if weights > _CACHES[1] else 0.0
+        return _SHARE * (took + passes + again) + weights / _BYTES[far]
 
     def _nonzeros(self, strip: Strip) -> float:
         """Of a block, filled to whole turns."""
@@ -220,9 +233,10 @@ class Sparse:
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...], core: Core) -> Blocks:
         """Weights (outputs, columns) as the kernel of a choice reads them."""
         strip = Strip(*choice)
-        shared = sparse.shares_tiles(self.source, strip, core)
-        groups = 1 if shared else min(core.threads, ceil_div(self.outputs, strip.rows))
-        return blocks_of(weights, self.source.columns(strip), strip, groups, self._dtype(strip))
+        apart = strip.run and not sparse.shares_tiles(self.source, strip, core)
+        groups = min(core.threads, ceil_div(self.outputs, strip.rows)) if apart else 1
+        offsets = self.source.columns(strip).reshape(self.groups, -1)
+        return blocks_of(weights, offsets, strip, groups, self._dtype(strip))
 
     def _dtype(self, strip: Strip) -> str:
         return "float16" if self.halves and strip.chains and strip.rows > 1 else "float32"

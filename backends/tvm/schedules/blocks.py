@@ -83,7 +83,8 @@ def blocks_of(
     """Weights (outputs, columns) by blocks of outputs.
 
     Args:
-        offsets: of each column, where it is in the source.
+        offsets: shape (groups of channels, columns), where each column is in the source for the outputs of a
+            group, which are whole blocks where there are several.
         groups: of blocks, to be computed beside each other.
         dtype: of the values, which it holds exactly.
     """
@@ -93,8 +94,9 @@ def blocks_of(
     padded[:outputs] = weights
     blocks = padded.reshape(count, strip.rows, columns)
     block, column = np.nonzero((blocks != 0).any(1))
-    order = np.lexsort((offsets[column], block))
-    block, column = block[order], column[order]
+    place = offsets[block * len(offsets) // count, column]
+    order = np.lexsort((place, block))
+    block, column, place = block[order], column[order], place[order]
     counts = np.bincount(block, minlength=count)
     number = np.arange(len(block)) - (np.cumsum(counts) - counts)[block]  # of each in its block
     most = ceil_div(strip.run or columns, turn) * turn
@@ -103,7 +105,7 @@ def blocks_of(
     run = begin[block] + number // most
     first = np.zeros(len(owner), np.int64)
     if strip.run:
-        first[run[number % most == 0]] = offsets[column[number % most == 0]]
+        first[run[number % most == 0]] = place[number % most == 0]
     rank, each = _ordered(owner, first, groups)
     turns = np.zeros(groups * each, np.int64)
     turns[rank] = -(-np.bincount(run, minlength=len(owner)) // turn)
@@ -114,7 +116,7 @@ def blocks_of(
     values = np.zeros((size, strip.rows), dtype)
     reads = np.zeros(size, np.uint16 if offsets.max() < 1 << 16 else np.int32)
     at = starts[rank[run]] * turn + number % most
-    values[at], reads[at] = blocks[block, :, column], offsets[column]
+    values[at], reads[at] = blocks[block, :, column], place
     # What fills a turn reads what the one before it does.
     reads = np.maximum.accumulate(reads.reshape(-1, turn), 1).reshape(-1)
     tables = (starts.astype(np.int32), (places * strip.rows).astype(np.int32))

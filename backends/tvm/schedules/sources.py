@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from .common import LANES, Core, ceil_div, i64
 from .conv import Window
 
 LINE = 64  # bytes of a line of the cache
+_LINE = LINE // 4  # floats
+_ROW = 64  # elements
+_COPIES, _FEWER = 1 << 18, 0.9  # bytes of copies, and the share of vectors, up to which they are worth it
 _NEAR = 1 << 19  # bytes of an image that the second cache holds besides what else is in it
 
 
@@ -38,8 +41,13 @@ class Source(Protocol):
     def channels(self) -> int: ...
 
     @property
+    def exact(self) -> bool:
+        """Whether there is a result at every position."""
+        ...
+
+    @property
     def positions(self) -> int:
-        """How many are in a line, those included that are dropped in the end."""
+        """How many are in a line."""
         ...
 
     def columns(self, strip: Strip) -> NDArray[Any]:
@@ -64,11 +72,6 @@ class Source(Protocol):
         ...
 
 
-def width(source: Source, strip: Strip) -> int:
-    """Positions of sums: those of the source, or of one tile where there are fewer."""
-    return max(source.positions, strip.wide)
-
-
 @dataclass(frozen=True)
 class _Images:
     """Of images (n, channels, height, width)."""
@@ -88,6 +91,7 @@ class _Packed:
     """Packed to a panel for each tile, in which a column of the weights is a channel."""
 
     channels: int
+    exact: ClassVar[bool] = True
 
     def columns(self, strip: Strip) -> NDArray[Any]:
         return np.arange(self.channels) * strip.wide
@@ -106,23 +110,28 @@ class Pixels(_Packed, _Images):
     strides: tuple[int, int] = (1, 1)
 
     @property
-    def area(self) -> tuple[int, int]:
+    def out(self) -> tuple[int, int]:
         return ceil_div(self.data[2], self.strides[0]), ceil_div(self.data[3], self.strides[1])
 
     @property
     def positions(self) -> int:
-        return self.data[0] * math.prod(self.area)
+        return self.data[0] * math.prod(self.out)
+
+    def at(self, p: Any) -> tuple[Any, Any, Any]:
+        """Image, row and column of a position."""
+        rows, columns = self.out
+        image, at = (i64(0), p) if self.data[0] == 1 else (_div(p, rows * columns), _mod(p, rows * columns))
+        return image, _div(at, columns), _mod(at, columns)
 
     def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
         panel = written.buffer(self.channels * wide)
-        rows, columns = self.area
-        (sy, sx), each = self.strides, rows * columns
+        sy, sx = self.strides
         with script.serial(i64(0), i64(self.channels)) as i, positions(strip, core.lanes) as v:
             p = first + v
             if self.positions < strip.wide:
                 p = tirx.min(p, i64(self.positions - 1))
-            image, at = (i64(0), p) if self.data[0] == 1 else (_div(p, each), _mod(p, each))
-            value = x[image, i, _div(at, columns) * i64(sy), _mod(at, columns) * i64(sx)]
+            image, row, column = self.at(p)
+            value = x[image, i, row * i64(sy), column * i64(sx)]
             script.buffer_store(panel, value, [i * i64(wide) + v])
         return panel
 
@@ -152,36 +161,43 @@ class Tokens(_Packed):
         return math.prod(self.lead)
 
     def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
-        whole = 0 if strip.chains else self.channels // LANES
-        panel = written.buffer(self.channels * wide)
-        if whole:
-            with script.serial(i64(0), i64(whole)) as c, script.unroll(i64(0), i64(strip.vectors)) as u:
-                rows = [first + u * i64(LANES) + j for j in range(LANES)]
-                for j, value in enumerate(
-                    turned([self._read(x, row, lanes(c * i64(LANES))) for row in rows])
-                ):
-                    at = (c * i64(LANES) + j) * i64(wide) + u * i64(LANES)
-                    script.buffer_store(panel, value, [lanes(at)])
-        if whole * LANES < self.channels:
-            with script.serial(i64(whole * LANES), i64(self.channels)) as i, positions(strip) as v:
-                script.buffer_store(panel, self._read(x, first + v, i), [i * i64(wide) + v])
+        panel, done = written.buffer(self.channels * wide), 0
+        for each in (1,) if strip.chains else (_LINE, LANES, 1):  # a line of the cache is read at once
+            count = (self.channels - done) // each
+            start, done = done, done + count * each
+            if not count:
+                continue
+            with script.serial(i64(0), i64(count)) as c:
+                channel = i64(start) + c * i64(each)
+                if each == 1:
+                    with positions(strip) as v:
+                        value = self._read(x, first + v, channel, strip)
+                        script.buffer_store(panel, value, [channel * i64(wide) + v])
+                    continue
+                with script.serial(i64(0), i64(strip.vectors)) as u:
+                    for part in range(0, each, LANES):
+                        self._turn(x, panel, first, channel + part, u * i64(LANES), strip, wide)
         return panel
 
-    def _read(self, x: Any, row: Any, channel: Any) -> Any:
-        place = []
-        row = tirx.min(row, i64(self.positions - 1))
-        for size in reversed(self.lead):
-            place.append(_mod(row, size))
-            row = _div(row, size)
-        return x[(*reversed(place), channel)]
+    def _turn(self, x: Any, panel: Any, first: Any, channel: Any, v: Any, strip: Strip, wide: int) -> None:
+        rows = [first + v + j for j in range(LANES)]
+        lines = turned([self._read(x, row, lanes(channel), strip) for row in rows])
+        for j, value in enumerate(lines):
+            script.buffer_store(panel, value, [lanes((channel + j) * i64(wide) + v)])
+
+    def _read(self, x: Any, row: Any, channel: Any, strip: Strip) -> Any:
+        if self.positions < strip.wide:
+            row = tirx.min(row, i64(self.positions - 1))
+        return x[(*apart(self.lead, row), channel)]
 
 
 @dataclass(frozen=True)
 class Image(_Images):
     """The padded image (n, channels, height, width) that the taps of a window are offsets into.
 
-    Positions are those of results, in rows as wide as the image of a phase: those past a row's end are
-    dropped. All images of a batch are in one line.
+    Positions are in a line, of all images row by row. Where the image is small there is a copy of it for each
+    column of taps, whose rows are as wide as those of the result. Else rows are wider, and what is past the
+    end of those of the result is dropped. Strides make an image of each of their phases.
     """
 
     window: Window
@@ -191,55 +207,80 @@ class Image(_Images):
         return self.window.out(self.data[2:])
 
     @property
-    def phase(self) -> tuple[int, int]:
-        """Rows and columns of the image of one phase of the strides."""
-        taps = [d * (k - 1) for d, k in zip(self.window.dilations, self.window.kernel, strict=True)]
-        sizes = [o + t // s for o, t, s in zip(self.out, taps, self.window.strides, strict=True)]
-        return sizes[0], sizes[1]
+    def exact(self) -> bool:
+        """Whether rows are as wide as those of the result: that takes fewer vectors, and more memory."""
+        n, (height, width), window = self.data[0], self.out, self.window
+        copies = self.channels * window.kernel[1] * window.strides[0] * self.rows * n * width
+        vectors = [ceil_div(n * height * wide, _LINE) for wide in (width, self._past)]
+        return 4 * copies <= _COPIES and vectors[0] <= _FEWER * vectors[1]
+
+    @property
+    def rows(self) -> int:
+        """Of a copy or phase."""
+        return self.out[0] + self.window.dilations[0] * (self.window.kernel[0] - 1) // self.window.strides[0]
+
+    @property
+    def wide(self) -> int:
+        """Positions of a row."""
+        return self.out[1] if self.exact else self._past
+
+    @property
+    def _past(self) -> int:
+        """Positions of a row with those past its end that taps reach."""
+        return self.out[1] + self.window.dilations[1] * (self.window.kernel[1] - 1) // self.window.strides[1]
 
     @property
     def positions(self) -> int:
-        rows, columns = self.phase
-        return (self.data[0] - 1) * rows * columns + (self.out[0] - 1) * columns + self.out[1]
+        return self.data[0] * self.out[0] * self.wide - (self.wide - self.out[1])
+
+    def at(self, p: Any) -> tuple[Any, Any, Any]:
+        """Image, row and column of a position."""
+        n, row = self.data[0], _div(p, self.wide)
+        image, row = (i64(0), row) if n == 1 else (_mod(row, n), _div(row, n))
+        return image, row, _mod(p, self.wide)
 
     def columns(self, strip: Strip) -> NDArray[Any]:
         (kh, kw), (dy, dx), (sy, sx) = self.window.kernel, self.window.dilations, self.window.strides
         i, y, x = np.meshgrid(*(np.arange(size) for size in (self.channels, kh, kw)), indexing="ij")
-        y, x = y * dy, x * dx
-        phase = (y % sy) * sx + x % sx
-        within = (y // sy) * self.phase[1] + x // sx
-        offsets: NDArray[Any] = (i * sy * sx + phase) * self._length(strip) + within
+        y, (copy, shift) = y * dy, (x, 0) if self.exact else (x * dx % sx, x * dx // sx)
+        first = ((i * self._copies + copy) * sy + y % sy) * self._length(strip)
+        offsets: NDArray[Any] = first + y // sy * self.data[0] * self.wide + shift
         return offsets.reshape(-1)
 
-    def _length(self, strip: Strip) -> int:
-        """Positions of one phase of a channel, those included that the last tile reads past it."""
-        rows, columns = self.phase
-        return max(self.data[0] * rows * columns, width(self, strip) + rows * columns - self._last)
-
     @property
-    def _last(self) -> int:
-        """The position after which a tap of the last result may still reach to the end of the image."""
-        return (self.out[0] - 1) * self.phase[1] + self.out[1]
+    def _copies(self) -> int:
+        return self.window.kernel[1] if self.exact else self.window.strides[1]
+
+    def _length(self, strip: Strip) -> int:
+        """Elements of a copy or phase: whole lines, those included that a tile reads past it."""
+        past = max(0, strip.wide - self.positions)
+        return ceil_div(self.rows * self.data[0] * self.wide + past, _LINE) * _LINE
 
     def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
         n, channels, h, w = self.data
-        (sy, sx), (top, left) = self.window.strides, self.window.padding[:2]
-        (rows, columns), length = self.phase, self._length(strip)
-        image = written.buffer(channels * sy * sx * length)
+        (top, left), (sy, sx), length = self.window.padding[:2], self.window.strides, self._length(strip)
+        image = written.buffer(channels * self._copies * sy * length)
         each = script.parallel if core.threads > 1 else script.serial
         with each(i64(0), i64(channels)) as i:
-            for a in range(sy):
-                for b in range(sx):
-                    start = ((i * sy + a) * sx + b) * i64(length)
-                    for m in range(n):
-                        with script.serial(i64(0), i64(rows)) as r, script.serial(i64(0), i64(columns)) as c:
-                            y, z = r * sy + (a - top), c * sx + (b - left)
-                            inside = tirx.all(y >= 0, y < h, z >= 0, z < w)
-                            value = tirx.if_then_else(inside, x[m, i, y, z], f32(0))
-                            at = start + (m * rows + r) * i64(columns) + c
-                            script.buffer_store(image, value, [at])
-                    with script.serial(i64(n * rows * columns), i64(length)) as rest:
-                        script.buffer_store(image, f32(0), [start + rest])
+            for copy in range(self._copies):
+                shift = copy * (self.window.dilations[1] if self.exact else 1) - left
+                low = min(self.wide, max(0, ceil_div(-shift, sx)))  # columns before it are of the margin
+                high = max(low, min(self.wide, ceil_div(w - shift, sx)))
+                for a in range(sy):
+                    start = ((i * self._copies + copy) * sy + a) * i64(length)
+                    with script.serial(i64(0), i64(self.rows)) as r, script.serial(i64(0), i64(n)) as m:
+                        y, at = r * sy + (a - top), start + (r * n + m) * i64(self.wide)
+                        with script.If(tirx.all(y >= 0, y < h)):
+                            with script.Then():
+                                _zeros(image, at, low)
+                                with along(high - low, sx) as j:
+                                    value = x[m, i, y, (j + low) * sx + shift]
+                                    script.buffer_store(image, value, [at + low + j])
+                                _zeros(image, at + high, self.wide - high)
+                            with script.Else():
+                                _zeros(image, at, self.wide)
+                    done = self.rows * n * self.wide
+                    _zeros(image, start + done, length - done)
         return image
 
     def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
@@ -250,9 +291,38 @@ class Image(_Images):
 
 
 @contextmanager
+def along(count: int, stride: int = 1) -> Iterator[Any]:
+    """A loop over elements of a row: one vector of any length where that is code enough."""
+    kind = script.vectorized if stride == 1 and count <= _ROW else script.serial
+    with kind(i64(0), i64(count)) as at:
+        yield at
+
+
+def _zeros(memory: Any, start: Any, count: int) -> None:
+    if count:
+        with along(count) as rest:
+            script.buffer_store(memory, f32(0), [start + rest])
+
+
+def lengths(valid: int, strip: Strip, lanes: int) -> Iterator[tuple[int, int, int]]:
+    """First position, count and length of the vectors that the ``valid`` first positions of a tile make."""
+    size = vector(strip, lanes)
+    whole, rest = divmod(valid, size)
+    if whole:
+        yield 0, whole, size
+    if rest:
+        yield whole * size, 1, rest
+
+
+def vector(strip: Strip, lanes: int) -> int:
+    """Positions of a vector: of all lanes where that comes out."""
+    return 1 if strip.chains else lanes if strip.wide % lanes == 0 else LANES
+
+
+@contextmanager
 def positions(strip: Strip, wide: int = LANES) -> Iterator[Any]:
     """Loops over the positions of a tile: vectors, of ``wide`` lanes where that comes out, or single ones."""
-    size = 1 if strip.chains else wide if strip.wide % wide == 0 else LANES
+    size = vector(strip, wide)
     with script.unroll(i64(0), i64(strip.wide // size)) as u:
         if strip.chains:
             yield u
@@ -287,6 +357,15 @@ def turned(lines: Sequence[Any]) -> list[Any]:
         for order in (_FIRST, _SECOND)
     ]
     return [mixed(fours[i], fours[4 + i], order) for order in (_LEFT, _RIGHT) for i in range(4)]
+
+
+def apart(sizes: Sequence[int], place: Any) -> tuple[Any, ...]:
+    """The axes, of these sizes, of a position for which they are one."""
+    found = []
+    for size in reversed(sizes[1:]):
+        found.append(_mod(place, size))
+        place = _div(place, size)
+    return (place, *reversed(found))
 
 
 def _div(value: Any, by: int) -> Any:

@@ -1,0 +1,170 @@
+"""Sums of non-zeros times what they multiply, in registers: the inner loops of kernels of sparse weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as script
+
+from ..vecmath import f32
+from . import written
+from .blocks import Strip
+from .common import LANES, Core, ceil_div, i64
+from .sources import LINE, lanes, positions, vector
+
+_GATHER = "llvm.x86.avx2.gather.d.ps.256"
+_AHEAD = 8192  # bytes, how far ahead weights are asked for
+_NEAR = 1 << 21  # bytes of weights that stay in caches where asking takes longer than it saves
+
+
+_APART = 8  # vectors of sums that hide the latency of a multiply-add
+
+
+class Weights(NamedTuple):
+    """Buffers of `Blocks`."""
+
+    values: Any
+    offsets: Any
+    starts: Any
+    places: Any
+
+    def output(self, run: Any) -> Any:
+        """The first output of the block of a run."""
+        return script.bind(self.places[run].astype("int64"))
+
+
+def many(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core, begin: Any) -> Any:
+    """The sums of a run, positions in the lanes: registers (rows · positions of a tile).
+
+    Args:
+        data: what the weights multiply, at their offsets from ``base``.
+        begin: of a row and a position, where its sum begins.
+    """
+    rows, wide = strip.rows, strip.wide
+    vectors = rows * ceil_div(wide, vector(strip, core.lanes))
+    sets = min(strip.turn, ceil_div(_APART, vectors))  # so that no sum waits for the one before it
+    kept = written.local(sets * rows * wide)
+
+    @contextmanager
+    def registers() -> Iterator[tuple[Any, Any]]:
+        with script.unroll(i64(0), i64(rows)) as r, positions(strip, core.lanes) as v:
+            yield r, v
+
+    for n in range(sets):
+        with registers() as (r, v):
+            value = f32(0) if n else begin(r, v)
+            script.buffer_store(kept, value, [(n * rows + r) * wide + v])
+    with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
+        for n in range(strip.turn):
+            at = turn.astype("int64") * strip.turn + n
+            for r, factor in enumerate(_consecutive(weights.values, at * rows, rows, core)):
+                with positions(strip, core.lanes) as v:
+                    read = data[base + weights.offsets[at].astype("int64") + v]
+                    place = (n % sets * rows + r) * wide + v
+                    script.buffer_store(kept, kept[place] + factor * read, [place])
+    for n in range(1, sets):
+        with registers() as (r, v):
+            script.buffer_store(kept, kept[r * wide + v] + kept[(n * rows + r) * wide + v], [r * wide + v])
+    return kept
+
+
+def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core) -> Any:
+    """The sums of a block of outputs at few positions, outputs in the lanes: registers (positions · rows)."""
+    if strip.rows == 1:
+        return _one(weights, data, base, run, strip, core)
+    rows, wide, chains = strip.rows, strip.wide, strip.chains
+    kept = written.local(chains * wide * rows)
+
+    @contextmanager
+    def registers(count: int) -> Iterator[tuple[Any, Any, Any]]:
+        chain, position = script.unroll(i64(0), i64(count)), script.unroll(i64(0), i64(wide))
+        with chain as c, position as v, outputs(rows) as r:
+            yield c, v, r
+
+    def place(c: Any, v: Any, r: Any) -> Any:
+        return (c * wide + v) * rows + r
+
+    with registers(chains) as at:
+        script.buffer_store(kept, f32(0), [place(*at)])
+    with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
+        begin = turn.astype("int64") * chains
+        _ask_for(weights, begin, chains, rows)
+        for c in range(chains):
+            k = begin + c
+            at = base + weights.offsets[k].astype("int64")
+            for v, read in enumerate(_consecutive(data, at, wide, core)):
+                with outputs(rows) as r:
+                    factor = weights.values[k * rows + r].astype("float32")
+                    script.buffer_store(kept, kept[place(c, v, r)] + factor * read, [place(c, v, r)])
+    with registers(1) as (_, v, r):
+        total = kept[place(0, v, r)]
+        for c in range(1, chains):
+            total = total + kept[place(c, v, r)]
+        script.buffer_store(kept, total, [place(0, v, r)])
+    return kept
+
+
+def _one(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core) -> Any:
+    """The sums of one output, its non-zeros in the lanes: what they multiply is put together."""
+    wide, vectors = strip.wide, strip.chains // LANES
+    kept, sums = written.local(wide * strip.chains), written.local(wide)
+    with script.unroll(i64(0), i64(wide * vectors)) as v:
+        script.buffer_store(kept, tirx.Broadcast(f32(0), LANES), [lanes(v * i64(LANES))])
+    with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
+        begin = turn.astype("int64") * strip.chains
+        _ask_for(weights, begin, strip.chains, 1)
+        for u in range(vectors):
+            k = begin + u * LANES
+            values = script.bind(weights.values[lanes(k)].astype(f"float32x{LANES}"))
+            for v in range(wide):
+                at = lanes(i64((v * vectors + u) * LANES))
+                script.buffer_store(
+                    kept, kept[at] + values * _elements(data, base + v, weights.offsets, k, core), [at]
+                )
+    with script.unroll(i64(0), i64(wide)) as v:
+        total = kept[v * strip.chains]
+        for lane in range(1, strip.chains):
+            total = total + kept[v * strip.chains + lane]
+        script.buffer_store(sums, total, [v])
+    return sums
+
+
+def _consecutive(buffer: Any, first: Any, count: int, core: Core) -> list[Any]:
+    """Factors of vectors: elements of a vector where these multiply, or read one by one."""
+    if not core.elements or count % 2:
+        return [buffer[first + n] for n in range(count)]
+    vector = script.bind(buffer[tirx.Ramp(first, i64(1), count)])
+    return [tirx.Shuffle([vector], [tirx.const(n, "int32")]) for n in range(count)]
+
+
+def _elements(data: Any, first: Any, offsets: Any, at: Any, core: Core) -> Any:
+    """A vector of the elements that are the offsets at ``at`` away from ``first``."""
+    if core.gathers:
+        none, read = tirx.Broadcast(f32(0), LANES), tirx.Broadcast(f32(-1), LANES)  # a sign has one read
+        places = [tirx.address_of(data[first]), offsets[lanes(at)].astype(f"int32x{LANES}")]
+        return tirx.call_llvm_intrin(f"float32x{LANES}", _GATHER, none, *places, read, tirx.const(4, "int8"))
+    numbers = range(LANES)
+    each = [data[first + script.bind(offsets[at + n].astype("int64"))] for n in numbers]
+    return tirx.Shuffle(each, [tirx.const(n, "int32") for n in numbers])
+
+
+def _ask_for(weights: Weights, begin: Any, count: int, rows: int) -> None:
+    """Have many weights that are needed soon read from memory: for few positions that is what takes time."""
+    if int(weights.values.shape[0]) * np.dtype(str(weights.values.dtype)).itemsize < _NEAR:
+        return
+    for buffer, each in ((weights.values, rows), (weights.offsets, 1)):
+        width = np.dtype(str(buffer.dtype)).itemsize
+        for line in range(0, count * each * width, LINE):
+            written.ask_for(buffer[(begin * each) + (_AHEAD + line) // width], 3)
+
+
+@contextmanager
+def outputs(rows: int) -> Iterator[Any]:
+    """Loops over the outputs of a block, as vectors where they make any."""
+    wide = min(rows, LANES)
+    with script.unroll(i64(0), i64(rows // wide)) as u, script.vectorized(i64(0), i64(wide)) as lane:
+        yield u * i64(wide) + lane
