@@ -26,7 +26,6 @@ from tvm.s_tir import dlight
 from .constants import constant_bytes, tidy
 from .lower import lower, with_integers
 from .machine import core_of, last_cache
-from .schedules.attention import Attention
 from .schedules.common import Core
 from .schedules.conv import ChunkedConv, Conv, Depthwise
 from .schedules.dots import DotConv, DotGemm
@@ -37,6 +36,7 @@ from .schedules.reduction import Reduction
 from .schedules.rows import Rows
 from .schedules.sparse import Sparse
 from .schedules.winograd import Winograd
+from .schedules.written import Written
 from .weights import Distinct, lift
 from .workloads import Choices
 
@@ -105,7 +105,7 @@ class Schedules:
     """
 
     def transform_module(self, module: Any, context: Any) -> Any:
-        rules = [Sparse, DotConv, DotGemm, Conv, ChunkedConv, Winograd, Depthwise, Gemm, Attention, Rows]
+        rules = [Sparse, DotConv, DotGemm, Conv, ChunkedConv, Winograd, Depthwise, Gemm, Written, Rows]
         rules += [Pool, Elementwise, Reduction]
         core, own = _core(), module.clone()  # which it writes into
         return dlight.ApplyDefaultSchedule(*(Safe(rule(core)) for rule in rules))(own)

@@ -19,7 +19,7 @@ from tvm import s_tir
 
 from .bytewise import ByteConvolution, ByteProduct
 from .computed import MOST, Choice, Computed, Operand, placeholder, shown
-from .schedules import attention, conv, gemm, winograd
+from .schedules import attention, conv, gemm, winograd, written
 from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 from .sparse import Sparse
@@ -277,7 +277,7 @@ class Attention:
     """The softmax of (batch, rows, depth) times (batch, keys, depth) turned, times (batch, keys, columns)."""
 
     name: ClassVar[str] = "attention"
-    rules: ClassVar[tuple[type[Rule], ...]] = (attention.Attention,)
+    rules: ClassVar[tuple[type[Rule], ...]] = (written.Written,)
 
     batch: int
     rows: int

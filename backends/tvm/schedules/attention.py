@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import LOG2_E, exp2, f32
 from . import written
-from .common import Core, Rule, annotated, ceil_div, i64
+from .common import Core, ceil_div, i64
 
 # Reads an element of a buffer's view at a position; gives the score of a product at a position.
 Read = Callable[[Any, Sequence[Any]], Any]
@@ -90,7 +90,7 @@ def kernel(sizes: Sizes, operands: Operands, tile: Sequence[int], core: Core) ->
             for name, shape in zip(names, operands.shapes, strict=True)
         ]
         with script.sblock("root"), script.sblock("attention"):
-            script.sblock_attr({"attention": 1})
+            script.sblock_attr({"written": 1})
             script.reads(*(buffer[written.whole(buffer)] for buffer in buffers[:-1]))
             script.writes(buffers[-1][written.whole(buffers[-1])])
             loop = script.parallel if core.threads > 1 else script.serial
@@ -313,10 +313,3 @@ def _axes(place: Any, sizes: Sequence[int]) -> list[Any]:
         found.append(tirx.floormod(place, i64(size)))
         place = tirx.floordiv(place, i64(size))
     return found[::-1]
-
-
-class Attention(Rule):
-    """`kernel` is scheduled as it is made."""
-
-    def schedule(self, schedule: Any) -> Any:
-        return None if annotated(schedule, "attention") is None else schedule

@@ -15,6 +15,7 @@ from .common import LANES, Core, ceil_div, i64
 from .sources import lanes, turned
 
 _WORTH_THREADS = 1 << 16  # elements
+_ALONE = 8  # for TVM's fusion
 
 Shape = tuple[int, int, int, int]
 
@@ -73,12 +74,13 @@ def _function(
     (blocks, rest), (eights, few) = divmod(c, LANES), divmod(h * w, LANES)
     parallel = core.threads > 1 and math.prod(shape) > _WORTH_THREADS
     with IRBuilder() as builder, script.prim_func(s_tir=True):
-        script.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        script.func_attr({"op_pattern": _ALONE, "tirx.noalias": True})
         x, made = (
             script.arg(name, script.buffer([i64(d) for d in side], dtype))
             for name, side in zip(("x", "result"), sides, strict=True)
         )
         with script.sblock("root"), script.sblock("turning"):
+            script.sblock_attr({"written": 1})
             script.reads(x[written.whole(x)])
             script.writes(made[written.whole(made)])
             for first, count, whole in (0, blocks, LANES), (blocks, 1, rest):

@@ -9,7 +9,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as script
 
-from .common import i64
+from .common import Rule, annotated, i64
 
 
 @contextmanager
@@ -40,3 +40,10 @@ def ask_for(element: Any, near: int) -> None:
 def whole(memory: Any) -> tuple[slice, ...]:
     """The region of all of a buffer."""
     return tuple(slice(i64(0), i64(int(size))) for size in memory.shape)
+
+
+class Written(Rule):
+    """Kernels that are scheduled as they are written, with the annotation ``written``."""
+
+    def schedule(self, schedule: Any) -> Any:
+        return None if annotated(schedule, "written") is None else schedule
