@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import LOG2_E, exp2, f32
 from . import written
-from .common import Core, ceil_div, i64
+from .common import Core, apart, ceil_div, i64
 
 # Reads an element of a buffer's view at a position; gives the score of a product at a position.
 Read = Callable[[Any, Sequence[Any]], Any]
@@ -95,7 +95,7 @@ def kernel(sizes: Sizes, operands: Operands, tile: Sequence[int], core: Core) ->
             script.writes(buffers[-1][written.whole(buffers[-1])])
             loop = script.parallel if core.threads > 1 else script.serial
             with loop(i64(0), i64(batch * parts)) as turn, written.block("attention_part"):
-                lead = _axes(tirx.floordiv(turn, i64(parts)), sizes.batch)
+                lead = apart(sizes.batch, tirx.floordiv(turn, i64(parts)))
                 emit = _Emit(sizes, operands, buffers, lead, rows, band, core.lanes)
                 keys = emit.packed(operands.key, of_keys, sizes.depth)
                 values = emit.packed(operands.value, of_values, sizes.keys)
@@ -304,12 +304,3 @@ def _reduced(buffer: Any, lanes: int, join: Callable[[Any, Any], Any]) -> Any:
     for lane in range(1, lanes):
         value = join(value, buffer[lane])
     return value
-
-
-def _axes(place: Any, sizes: Sequence[int]) -> list[Any]:
-    """The position in axes of these sizes that are joined to one."""
-    found = []
-    for size in reversed(sizes):
-        found.append(tirx.floormod(place, i64(size)))
-        place = tirx.floordiv(place, i64(size))
-    return found[::-1]

@@ -95,6 +95,15 @@ def joined(sizes: Sequence[int], at: Sequence[Any]) -> Any:
     return place
 
 
+def apart(sizes: Sequence[int], place: Any) -> tuple[Any, ...]:
+    """The axes, of these sizes, of a place for which they are one: what `joined` was made of."""
+    found = []
+    for size in reversed(sizes[1:]):
+        found.append(tirx.floormod(place, i64(size)))
+        place = tirx.floordiv(place, i64(size))
+    return (place, *reversed(found))
+
+
 def flat(shape: Sequence[int]) -> Any:
     """The index map that joins all axes but the last."""
     return tirx.IndexMap.from_func(lambda *at: [joined(shape[:-1], at[:-1]), at[-1]], ndim=len(shape))

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as script
 from ..vecmath import f32
 from . import written
 from .blocks import Strip
-from .common import LANES, Core, ceil_div, i64
+from .common import LANES, Core, apart, ceil_div, i64
 from .conv import Window
 
 LINE = 64  # bytes of a line of the cache
@@ -357,15 +357,6 @@ def turned(lines: Sequence[Any]) -> list[Any]:
         for order in (_FIRST, _SECOND)
     ]
     return [mixed(fours[i], fours[4 + i], order) for order in (_LEFT, _RIGHT) for i in range(4)]
-
-
-def apart(sizes: Sequence[int], place: Any) -> tuple[Any, ...]:
-    """The axes, of these sizes, of a position for which they are one."""
-    found = []
-    for size in reversed(sizes[1:]):
-        found.append(_mod(place, size))
-        place = _div(place, size)
-    return (place, *reversed(found))
 
 
 def _div(value: Any, by: int) -> Any:

@@ -23,9 +23,9 @@ from tvm.script.ir_builder import tirx as script
 from ..vecmath import f32
 from . import sums, written
 from .blocks import Blocks, Strip
-from .common import LANES, WORTH_THREADS, Core, Rule, annotated, ceil_div, i64, inline_around
+from .common import LANES, WORTH_THREADS, Core, Rule, annotated, apart, ceil_div, i64, inline_around
 from .finish import finished_in_place
-from .sources import LINE, Image, Pixels, Source, Tokens, along, apart, lanes, lengths, positions, turned
+from .sources import LINE, Image, Pixels, Source, Tokens, along, lanes, lengths, positions, turned
 
 _FUSIBLE, _ALONE = 4, 8  # for TVM's fusion: what is elementwise may follow, or nothing
 _LINE = LINE // 4  # floats
