@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import relax
 from tvm.ir import Constant
 
-from .forms import DESCRIPTION, FLOPS, Forms, is_float, operator, static_shape
+from .forms import ALONE, Forms, is_float, operator, static_shape
 from .schedules import attention
 from .schedules.common import i64
 from .vecmath import f32
@@ -183,10 +182,8 @@ def attend(forms: Forms, found: Heads, order: Sequence[int], read: Callable[[Any
     workload = Attention(math.prod(batch), rows, keys, depth, columns)
     sizes = attention.Sizes(tuple(batch), rows, keys, depth, columns)
     function = attention.kernel(sizes, operands, forms.choices.of(workload), forms.choices.core)
-    function = function.with_attrs({DESCRIPTION: workload.description, FLOPS: workload.flops})
-    variable = forms.builder.add_func(function, "attention")
     arguments = [forms.rebuild(base) for base in bases]
-    return forms.builder.emit(relax.call_tir(variable, arguments, relax.TensorType(size, "float32")))
+    return forms.call(function, "attention", ALONE, *arguments, shape=size, workload=workload)
 
 
 def _scored(step: Step, shape: Sequence[int], number: Callable[[Any], int]) -> attention.Score:

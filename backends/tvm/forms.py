@@ -7,7 +7,7 @@ holding anything finite. The other form is made where somebody asks for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tvm
@@ -16,7 +16,7 @@ from tvm.ir import Constant
 
 from .schedules import turning
 from .schedules.common import LANES, ceil_div
-from .workloads import Choices, Workload
+from .workloads import Choices
 
 # How TVM's fusion treats a kernel: as a root that takes elementwise operators in, or alone.
 ELEMENTWISE, INJECTIVE, FUSIBLE, ALONE = 0, 2, 4, 8
@@ -56,6 +56,15 @@ def dtype_of(expression: Any) -> str:
 def operator(value: Any) -> str:
     """Name of the operator that a value calls, or an empty string."""
     return getattr(value.op, "name", "") if isinstance(value, relax.Call) else ""
+
+
+class Described(Protocol):
+    """What a kernel computes."""
+
+    @property
+    def description(self) -> str: ...
+    @property
+    def flops(self) -> float: ...
 
 
 class Forms:
@@ -109,13 +118,25 @@ class Forms:
         name: str,
         pattern: int,
         *arguments: Any,
-        workload: Workload | None = None,
+        workload: Described | None = None,
     ) -> Any:
         """A new kernel, computed by a TE function of ``arguments``."""
-        attributes: dict[str, Any] = {"op_pattern": pattern}
-        if workload is not None:
-            attributes |= {DESCRIPTION: workload.description, FLOPS: workload.flops}
+        attributes = _attributes(pattern, workload)
         return self.builder.emit_te(compute, *arguments, primfunc_name_hint=name, primfunc_attrs=attributes)
+
+    def call(
+        self,
+        function: Any,
+        name: str,
+        pattern: int,
+        *arguments: Any,
+        shape: Sequence[int],
+        dtype: str = "float32",
+        workload: Described | None = None,
+    ) -> Any:
+        """A new kernel that is a PrimFunc of ``arguments`` and of a result of ``shape``."""
+        variable = self.builder.add_func(function.with_attrs(_attributes(pattern, workload)), name)
+        return self.builder.emit(relax.call_tir(variable, list(arguments), relax.TensorType(shape, dtype)))
 
     def rebuild(self, value: Any) -> Any:
         """The expression with every variable in its plain form."""
@@ -147,8 +168,9 @@ class Forms:
             packed = value.reshape(n, -1, LANES, h, w).transpose(0, 1, 3, 4, 2)
             return relax.const(np.ascontiguousarray(packed))
 
-        shape = (n, ceil_div(c, LANES), h, w, LANES)
-        result = self._turned(turning.pack, expression, self.rebuild(expression), shape)
+        result = self._turned(
+            turning.pack, expression, self.rebuild(expression), turning.packed_shape((n, c, h, w))
+        )
         if isinstance(expression, relax.Var):
             self.packed[expression] = result
         return result
@@ -156,5 +178,11 @@ class Forms:
     def _turned(self, kernel: Any, image: Any, x: Any, made: Sequence[int]) -> Any:
         dtype = dtype_of(image)
         function = kernel(static_shape(image), dtype, self.choices.core)
-        variable = self.builder.add_func(function, kernel.__name__)
-        return self.builder.emit(relax.call_tir(variable, [x], relax.TensorType(made, dtype)))
+        return self.call(function, kernel.__name__, ALONE, x, shape=made, dtype=dtype)
+
+
+def _attributes(pattern: int, workload: Described | None) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"op_pattern": pattern}
+    if workload is not None:
+        attributes |= {DESCRIPTION: workload.description, FLOPS: workload.flops}
+    return attributes

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from tvm import relax
 
 from ..base import SparseLayer
-from .forms import DESCRIPTION, FLOPS, Forms, static_shape
+from .forms import ALONE, FUSIBLE, Forms, static_shape
 from .schedules import conv
 from .schedules.sources import Image, Pixels, Tokens
 from .sparse import Sparse, pattern_of
@@ -62,17 +62,19 @@ def _taken(
     alike = workload.in_rows()
     if not forms.choices.skips(weights, alike, dense):
         return None
-    return _emitted(forms, x, matrix, workload, forms.choices.of(alike))
-
-
-def _emitted(forms: Forms, x: Any, matrix: NDArray[Any], workload: Sparse, choice: tuple[int, ...]) -> Any:
-    blocks = workload.blocks(matrix, choice, forms.choices.core)
-    function = workload.kernel(blocks, choice, forms.choices.core)
-    function = function.with_attrs({DESCRIPTION: workload.description, FLOPS: workload.flops})
-    variable = forms.builder.add_func(function, "sparse")
-    constants = [relax.const(array) for array in blocks.arrays]
-    shape = relax.TensorType(workload.result.shape, "float32")
-    return forms.builder.emit(relax.call_tir(variable, [forms.rebuild(x), *constants], shape))
+    choice, core = forms.choices.of(alike), forms.choices.core
+    blocks, result = workload.blocks(matrix, choice, core), workload.result
+    # One position may be spread over many by what follows; fused, it would be computed again for each.
+    pattern = FUSIBLE if source.positions > 1 or result.turned else ALONE
+    return forms.call(
+        workload.kernel(blocks, choice, core),
+        "sparse",
+        pattern,
+        forms.rebuild(x),
+        *(relax.const(array) for array in blocks.arrays),
+        shape=result.shape,
+        workload=workload,
+    )
 
 
 class HasZeros(Protocol):

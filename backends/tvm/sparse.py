@@ -172,8 +172,7 @@ class Sparse:
 
     def _in_one(self, vectors: int, core: Core) -> int:
         """How many blocks of eight lanes are one vector of the core."""
-        each = core.lanes // LANES
-        return each if vectors % each == 0 else 1
+        return Strip(1, vectors).vector(core.lanes) // LANES
 
     def _bytes(self, wide: int) -> int:
         """Of each channel that a tile reads: where taps are offsets, of the rows around it too."""
@@ -188,13 +187,13 @@ class Sparse:
         blocks, last = ceil_div(self.outputs, strip.rows), strip.last(source.positions, core.lanes)
         took = (source.positions // strip.wide) * self._tile(strip, core)
         took = blocks * (took + (self._tile(last, core) if last else 0))
-        tiles = ceil_div(source.positions, strip.wide)
+        tiles = sparse.count_tiles(source, strip)
         # Rows of images lie on pages of their own.
         apart = tiles * (source.channels + self.outputs) if isinstance(source, Pixels) else 0
         passes = _pass(source.positions * source.channels, _PACK) + _ROW * apart
         passes += _pass(source.positions * self.outputs, _STORE + _TURN * isinstance(source, Tokens))
-        if isinstance(source, Image):
-            passes += _pass(source.positions * self.outputs, _LAST) * (not source.exact)
+        if not source.exact:
+            passes += _pass(source.positions * self.outputs, _LAST)
         size = np.dtype(self._dtype(strip)).itemsize
         weights = blocks * self._nonzeros(strip) * (size * strip.rows + 2)
         again = (tiles - 1) * weights / _NEAR if weights > _CACHES[1] else 0.0

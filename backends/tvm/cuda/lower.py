@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.ir import Constant
 
-from ..forms import DESCRIPTION, FLOPS, Forms, shape_of, static_shape
+from ..forms import FUSIBLE, Forms, shape_of, static_shape
 from ..lower import rewritten
 from ..packed import four, pair
 from ..plain import constant_matrix
@@ -86,11 +86,9 @@ class Lowering:
             self.layers.append(Zeros(weights, best.description, layer is not dense, gain))
         arrays = packed(matrix, layer.form)
         function = layer.kernel(arrays, layer.choices(self.gpu)[0])
-        function = function.with_attrs({DESCRIPTION: layer.description, FLOPS: layer.flops})
-        variable = made.builder.add_func(function, f"tensor_core_{layer.form.name}")
-        constants = [relax.const(array) for array in arrays.arrays]
-        shape = relax.TensorType(source.result(layer.outputs), "float32")
-        made.plain[var] = made.builder.emit(relax.call_tir(variable, [made.rebuild(x), *constants], shape))
+        operands = made.rebuild(x), *(relax.const(array) for array in arrays.arrays)
+        name, shape = f"tensor_core_{layer.form.name}", source.result(layer.outputs)
+        made.plain[var] = made.call(function, name, FUSIBLE, *operands, shape=shape, workload=layer)
         return True
 
     def _cycles(self, layer: Layer) -> float:

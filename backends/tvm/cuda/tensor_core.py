@@ -24,7 +24,6 @@ from ..vecmath import f32
 from .fragments import FP16, KEPT, ROUND, ROWS, WARP, Packed, Precision
 from .reading import Reading
 
-_FUSIBLE = 4  # for TVM's fusion: what is elementwise may follow
 _COLUMNS = 8  # positions of a fragment of sums
 CHUNKS = 4  # of 16 bytes, in a row of a step
 _BANKS = 32  # of shared memory, in words
@@ -76,7 +75,7 @@ def kernel(source: Reading, outputs: int, form: Form, packed: Packed, warps: War
     high, wide = ceil_div(outputs, warps.outputs), ceil_div(source.positions, warps.positions)
     sizes = (warps.outputs, warps.positions)
     with IRBuilder() as builder, script.prim_func(s_tir=True):
-        script.func_attr({"op_pattern": _FUSIBLE, "tirx.noalias": True})
+        script.func_attr({"tirx.noalias": True})
 
         def argument(name: str, size: Sequence[int], dtype: str, count: Callable[[int], Any] = i32) -> Any:
             return script.arg(name, script.buffer([count(d) for d in size], dtype))

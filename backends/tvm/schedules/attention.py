@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import LOG2_E, exp2, f32
 from . import written
-from .common import Core, apart, ceil_div, i64
+from .common import Core, apart, ceil_div, i64, pieces
 
 # Reads an element of a buffer's view at a position; gives the score of a product at a position.
 Read = Callable[[Any, Sequence[Any]], Any]
@@ -237,13 +237,10 @@ class _Emit:
                     return powers[(row + r) * i64(width) + k]
 
                 sums = self._product(power, values, run, p, self.sizes.keys)
-                for start, stop, lanes in _vectors(run.columns, self.lanes):
-                    rows, vectors = (
-                        script.unroll(i64(0), i64(self.rows)),
-                        script.unroll(i64(start), i64(stop)),
-                    )
+                for start, count, lanes in pieces(run.columns, self.lanes, 1):
+                    rows, vectors = script.unroll(i64(0), i64(self.rows)), script.unroll(i64(0), i64(count))
                     with rows as r, vectors as u, script.vectorized(i64(0), i64(lanes)) as v:
-                        at = u * i64(lanes) + v
+                        at = i64(start) + u * i64(lanes) + v
                         place = self.operands.place([*self.lead, first + row + r, run.column(p) + at])
                         value = sums[r * run.wide + at] * shares[row + r]
                         script.buffer_store(self.buffers[-1], value, list(place))
@@ -290,13 +287,6 @@ class _Emit:
     def _fill(self, buffer: Any, value: float) -> None:
         with script.vectorized(i64(0), i64(self.lanes)) as lane:
             script.buffer_store(buffer, f32(value), [lane])
-
-
-def _vectors(count: int, lanes: int) -> list[tuple[int, int, int]]:
-    """Whole vectors and then single columns: from, to, and lanes of each."""
-    whole = count // lanes
-    found = [(0, whole, lanes), (whole * lanes, count, 1)]
-    return [part for part in found if part[0] < part[1]]
 
 
 def _reduced(buffer: Any, lanes: int, join: Callable[[Any, Any], Any]) -> Any:

@@ -42,6 +42,10 @@ class Strip:
         """Non-zeros that a turn of the loop over them takes."""
         return self.chains or _TURNS.get(self.rows, 1)
 
+    def vector(self, lanes: int) -> int:
+        """Positions of a vector: of all ``lanes`` where that comes out."""
+        return 1 if self.chains else lanes if self.wide % lanes == 0 else LANES
+
     def last(self, positions: int, lanes: int) -> Strip | None:
         """Of the last tile, which has fewer vectors of ``lanes`` where few positions are left to it; None
         where they make whole tiles.
@@ -49,7 +53,7 @@ class Strip:
         rest = positions % self.wide
         if not rest or self.chains:
             return replace(self, vectors=rest) if rest else None
-        each = lanes if self.wide % lanes == 0 else LANES
+        each = self.vector(lanes)
         return replace(self, vectors=ceil_div(rest, each) * each // LANES)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import s_tir, tirx
 
 WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
+WORTH_PASS = 1 << 16  # elements of a pass over a tensor, likewise
 LANES = 8  # channels of a block: a vector, or part of a wider one, or two narrower ones
 
 
@@ -54,6 +55,17 @@ class Core:
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def pieces(total: int, *sizes: int) -> Iterator[tuple[int, int, int]]:
+    """So many in pieces of falling sizes, then what is left: where they begin, their count, their size."""
+    done = 0
+    for size in sizes:
+        if count := (total - done) // size:
+            yield done, count, size
+            done += count * size
+    if done < total:
+        yield done, 1, total - done
 
 
 def i64(value: int) -> Any:

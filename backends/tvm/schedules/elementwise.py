@@ -7,9 +7,8 @@ from typing import Any
 
 from tvm import tirx
 
-from .common import Rule, extent, inline_around
+from .common import WORTH_PASS, Rule, extent, inline_around
 
-_WORTH_THREADS = 1 << 16  # elements
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
 
 
@@ -52,6 +51,6 @@ class Elementwise(Rule):
             elements = 1
             for loop in loops:
                 elements *= extent(schedule, loop)
-            if elements >= _WORTH_THREADS:
+            if elements >= WORTH_PASS:
                 schedule.parallel(schedule.fuse(*loops[:-1]))
         return schedule

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as script
 from ..vecmath import f32
 from . import written
 from .blocks import Strip
-from .common import LANES, Core, apart, ceil_div, i64
+from .common import LANES, Core, apart, ceil_div, i64, pieces
 from .conv import Window
 
 LINE = 64  # bytes of a line of the cache
@@ -161,12 +161,9 @@ class Tokens(_Packed):
         return math.prod(self.lead)
 
     def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
-        panel, done = written.buffer(self.channels * wide), 0
-        for each in (1,) if strip.chains else (_LINE, LANES, 1):  # a line of the cache is read at once
-            count = (self.channels - done) // each
-            start, done = done, done + count * each
-            if not count:
-                continue
+        panel = written.buffer(self.channels * wide)
+        sizes = (1,) if strip.chains else (_LINE, LANES, 1)  # a line of the cache is read at once
+        for start, count, each in pieces(self.channels, *sizes):
             with script.serial(i64(0), i64(count)) as c:
                 channel = i64(start) + c * i64(each)
                 if each == 1:
@@ -304,25 +301,10 @@ def _zeros(memory: Any, start: Any, count: int) -> None:
             script.buffer_store(memory, f32(0), [start + rest])
 
 
-def lengths(valid: int, strip: Strip, lanes: int) -> Iterator[tuple[int, int, int]]:
-    """First position, count and length of the vectors that the ``valid`` first positions of a tile make."""
-    size = vector(strip, lanes)
-    whole, rest = divmod(valid, size)
-    if whole:
-        yield 0, whole, size
-    if rest:
-        yield whole * size, 1, rest
-
-
-def vector(strip: Strip, lanes: int) -> int:
-    """Positions of a vector: of all lanes where that comes out."""
-    return 1 if strip.chains else lanes if strip.wide % lanes == 0 else LANES
-
-
 @contextmanager
 def positions(strip: Strip, wide: int = LANES) -> Iterator[Any]:
     """Loops over the positions of a tile: vectors, of ``wide`` lanes where that comes out, or single ones."""
-    size = vector(strip, wide)
+    size = strip.vector(wide)
     with script.unroll(i64(0), i64(strip.wide // size)) as u:
         if strip.chains:
             yield u

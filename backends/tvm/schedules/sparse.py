@@ -23,13 +23,23 @@ from tvm.script.ir_builder import tirx as script
 from ..vecmath import f32
 from . import sums, written
 from .blocks import Blocks, Strip
-from .common import LANES, WORTH_THREADS, Core, Rule, annotated, apart, ceil_div, i64, inline_around
+from .common import (
+    LANES,
+    WORTH_PASS,
+    WORTH_THREADS,
+    Core,
+    Rule,
+    annotated,
+    apart,
+    ceil_div,
+    i64,
+    inline_around,
+    pieces,
+)
 from .finish import finished_in_place
-from .sources import LINE, Image, Pixels, Source, Tokens, along, lanes, lengths, positions, turned
+from .sources import LINE, Image, Pixels, Source, Tokens, along, lanes, positions, turned
 
-_FUSIBLE, _ALONE = 4, 8  # for TVM's fusion: what is elementwise may follow, or nothing
-_LINE = LINE // 4  # floats
-_WORTH_PARTS = 1 << 16  # elements of the result, below which one thread writes it
+_TURNED = (LINE // 4, LANES, 1)  # outputs turned together: of a line of the cache, of a vector, or one
 
 
 @dataclass(frozen=True)
@@ -67,9 +77,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
     by_tile = core.threads > 1 and shares_tiles(source, strip, core) and tiles * work > WORTH_THREADS
     by_block = core.threads > 1 and not by_tile and work > WORTH_THREADS
     with IRBuilder() as builder, script.prim_func(s_tir=True):
-        # One position may be spread over many by what follows; fused, it would be computed again for each.
-        pattern = _FUSIBLE if source.positions > 1 or result.turned else _ALONE
-        script.func_attr({"op_pattern": pattern, "tirx.noalias": True})
+        script.func_attr({"tirx.noalias": True})
 
         def argument(name: str, shape: Sequence[int], dtype: str) -> Any:
             return script.arg(name, script.buffer([i64(d) for d in shape], dtype))
@@ -207,17 +215,14 @@ class _Tile:
             with script.serial(i64(0), i64(self.outputs)) as o:
                 self._store_row(o, first, strip, lambda v: part[o * wide + v])
             return
-        for start, count, each in _lines(self.outputs):
+        for start, count, each in pieces(self.outputs, *_TURNED):
             with _each(count, self.apart) as c:
                 o = i64(start) + c * i64(each)
                 self._turn(part, o * i64(wide), o, each, first, strip)
 
     def _in_lines(self, read: tuple[Any, Any], first: Any, strip: Strip) -> None:
         """As many outputs as a line of the cache has are summed, and turned while their sums are near."""
-        whole, rest = divmod(self.outputs, _LINE)
-        for start, count, each in (0, whole, _LINE), (whole * _LINE, 1, rest):
-            if not count * each:
-                continue
+        for start, count, each in pieces(self.outputs, _TURNED[0]):
             blocks = ceil_div(each, strip.rows)
             with _each(count, self.apart) as c, written.block("sparse_line"):
                 part = written.local(blocks * strip.rows * strip.wide)
@@ -225,10 +230,11 @@ class _Tile:
                     run = i64(start // strip.rows) + c * i64(blocks) + b
                     kept = sums.many(self.weights, *read, run, strip, self.core, _nothing)
                     self._keep(kept, part, b * i64(strip.rows * strip.wide), strip)
-                for at, lines, wide in _lines(each):
+                for at, lines, wide in pieces(each, *_TURNED):
                     with script.serial(i64(0), i64(lines)) as n:
-                        o = i64(at) + n * i64(wide)
-                        self._turn(part, o * i64(strip.wide), start + c * i64(_LINE) + o, wide, first, strip)
+                        within = i64(at) + n * i64(wide)
+                        o = start + c * i64(_TURNED[0]) + within
+                        self._turn(part, within * i64(strip.wide), o, wide, first, strip)
 
     def _keep(self, kept: Any, part: Any, at: Any, strip: Strip) -> None:
         with script.unroll(i64(0), i64(strip.rows)) as r, positions(strip, self.core.lanes) as v:
@@ -236,17 +242,15 @@ class _Tile:
 
     def _store_row(self, o: Any, first: Any, strip: Strip, value: Callable[[Any], Any]) -> None:
         """The results of an output at those positions of the tile that there are."""
-        for start, count, size in lengths(min(strip.wide, self.source.positions), strip, self.core.lanes):
+        valid = min(strip.wide, self.source.positions)
+        for start, count, size in pieces(valid, strip.vector(self.core.lanes)):
             with script.unroll(i64(0), i64(count)) as u, script.vectorized(i64(0), i64(size)) as lane:
                 v = i64(start) + u * i64(size) + lane
                 script.buffer_store(self.into, value(v), self.at(o, first + v))
 
     def _turn(self, part: Any, at: Any, o: Any, wide: int, first: Any, strip: Strip) -> None:
         """Rows of the results of ``wide`` outputs from their sums at ``at``, positions in the lanes."""
-        whole, rest = divmod(min(strip.wide, self.source.positions), LANES)
-        for start, count, rows in (0, whole, LANES), (whole * LANES, 1, rest):
-            if not count * rows:
-                continue
+        for start, count, rows in pieces(min(strip.wide, self.source.positions), LANES):
             with script.serial(i64(0), i64(count)) as u, written.block("sparse_turn"):
                 v, kept = i64(start) + u * i64(LANES), written.local(LANES * wide)
                 if wide == 1:
@@ -273,15 +277,6 @@ def _nothing(r: Any, v: Any) -> Any:
     return f32(0)
 
 
-def _lines(outputs: int) -> Iterator[tuple[int, int, int]]:
-    """First output, count and length of the lines of the cache, of the vectors and of the single outputs."""
-    done = 0
-    for wide in (_LINE, LANES, 1):
-        if count := (outputs - done) // wide:
-            yield done, count, wide
-            done += count * wide
-
-
 def _together(o: Any, p: Any) -> tuple[Any, Any]:
     return o, p
 
@@ -289,7 +284,7 @@ def _together(o: Any, p: Any) -> tuple[Any, Any]:
 def _pick(results: Any, made: Any, source: Image, core: Core) -> None:
     """What of all positions are results."""
     n, outputs, rows, columns = (int(size) for size in made.shape)
-    parallel = core.threads > 1 and math.prod((n, outputs, rows, columns)) > _WORTH_PARTS
+    parallel = core.threads > 1 and math.prod((n, outputs, rows, columns)) > WORTH_PASS
     with (
         _each(outputs, parallel) as o,
         script.serial(i64(0), i64(rows)) as i,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,13 +14,11 @@ from ..vecmath import f32
 from . import written
 from .blocks import Strip
 from .common import LANES, Core, ceil_div, i64
-from .sources import LINE, lanes, positions, vector
+from .sources import LINE, lanes, positions
 
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
 _AHEAD = 8192  # bytes, how far ahead weights are asked for
 _NEAR = 1 << 21  # bytes of weights that stay in caches where asking takes longer than it saves
-
-
 _APART = 8  # vectors of sums that hide the latency of a multiply-add
 
 
@@ -37,7 +35,15 @@ class Weights(NamedTuple):
         return script.bind(self.places[run].astype("int64"))
 
 
-def many(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core, begin: Any) -> Any:
+def many(
+    weights: Weights,
+    data: Any,
+    base: Any,
+    run: Any,
+    strip: Strip,
+    core: Core,
+    begin: Callable[[Any, Any], Any],
+) -> Any:
     """The sums of a run, positions in the lanes: registers (rows · positions of a tile).
 
     Args:
@@ -45,7 +51,7 @@ def many(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: C
         begin: of a row and a position, where its sum begins.
     """
     rows, wide = strip.rows, strip.wide
-    vectors = rows * ceil_div(wide, vector(strip, core.lanes))
+    vectors = rows * wide // strip.vector(core.lanes)
     sets = min(strip.turn, ceil_div(_APART, vectors))  # so that no sum waits for the one before it
     kept = written.local(sets * rows * wide)
 

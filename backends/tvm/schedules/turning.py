@@ -11,11 +11,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
 from . import written
-from .common import LANES, Core, ceil_div, i64
+from .common import LANES, WORTH_PASS, Core, ceil_div, i64, pieces
 from .sources import lanes, turned
-
-_WORTH_THREADS = 1 << 16  # elements
-_ALONE = 8  # for TVM's fusion
 
 Shape = tuple[int, int, int, int]
 
@@ -36,7 +33,7 @@ def pack(shape: Shape, dtype: str, core: Core) -> Any:
                 value = tirx.if_then_else(j < whole, value, tirx.const(0, dtype))
             script.buffer_store(made, value, [b, k, i64(0), p + q, j])
 
-    return _function(shape, dtype, core, (shape, _packed(shape)), emit)
+    return _function(shape, dtype, core, (shape, packed_shape(shape)), emit)
 
 
 def unpack(shape: Shape, dtype: str, core: Core) -> Any:
@@ -51,10 +48,11 @@ def unpack(shape: Shape, dtype: str, core: Core) -> Any:
         with script.unroll(i64(0), i64(whole)) as j, script.serial(i64(0), i64(count)) as q:
             script.buffer_store(made, x[b, k, i64(0), p + q, j], [b, k * LANES + j, i64(0), p + q])
 
-    return _function(shape, dtype, core, (_packed(shape), shape), emit)
+    return _function(shape, dtype, core, (packed_shape(shape), shape), emit)
 
 
-def _packed(shape: Shape) -> tuple[int, ...]:
+def packed_shape(shape: Shape) -> tuple[int, ...]:
+    """(n, blocks of channels, height, width, 8) for a plain image."""
     n, c, h, w = shape
     return n, ceil_div(c, LANES), h, w, LANES
 
@@ -71,10 +69,9 @@ def _function(
     Positions count along the columns: what is beyond a row is in the next one.
     """
     n, c, h, w = shape
-    (blocks, rest), (eights, few) = divmod(c, LANES), divmod(h * w, LANES)
-    parallel = core.threads > 1 and math.prod(shape) > _WORTH_THREADS
+    parallel = core.threads > 1 and math.prod(shape) > WORTH_PASS
     with IRBuilder() as builder, script.prim_func(s_tir=True):
-        script.func_attr({"op_pattern": _ALONE, "tirx.noalias": True})
+        script.func_attr({"tirx.noalias": True})
         x, made = (
             script.arg(name, script.buffer([i64(d) for d in side], dtype))
             for name, side in zip(("x", "result"), sides, strict=True)
@@ -83,17 +80,12 @@ def _function(
             script.sblock_attr({"written": 1})
             script.reads(x[written.whole(x)])
             script.writes(made[written.whole(made)])
-            for first, count, whole in (0, blocks, LANES), (blocks, 1, rest):
-                if not count * whole:
-                    continue
-                loops = (
-                    script.serial(i64(0), i64(n)),
-                    (script.parallel if parallel else script.serial)(i64(0), i64(count)),
-                )
+            for first, count, whole in pieces(c, LANES):
+                loop = script.parallel if parallel else script.serial
+                loops = script.serial(i64(0), i64(n)), loop(i64(0), i64(count))
                 with loops[0] as b, loops[1] as at, written.block("turning_block"):
-                    k = i64(first) + at
-                    with script.serial(i64(0), i64(eights)) as q:
-                        emit(x, made, b, k, q * i64(LANES), LANES, whole)
-                    if few:
-                        emit(x, made, b, k, i64(eights * LANES), few, whole)
+                    k = i64(first // LANES) + at
+                    for start, turns, some in pieces(h * w, LANES):
+                        with script.serial(i64(0), i64(turns)) as q:
+                            emit(x, made, b, k, i64(start) + q * i64(LANES), some, whole)
     return builder.get()
