@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
+from tvm import sym, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import LOG2_E, exp2, f32
-from . import written
-from .common import Core, apart, ceil_div, i64, pieces
+from . import sources, written
+from .common import LANES, Core, apart, ceil_div, i64, pieces
 
 # Reads an element of a buffer's view at a position; gives the score of a product at a position.
 Read = Callable[[Any, Sequence[Any]], Any]
@@ -28,6 +28,7 @@ Score = Callable[[Sequence[Any], Sequence[Any], Any], Any]
 
 _LEAST = -3.0e38
 _NEAR = 1 << 14  # bytes of scores that stay in the first cache with a panel
+_TOGETHER = 3  # rows of scores that become shares at once: what one waits for hides behind the others
 _AGAIN = 0.2  # what reading a panel again takes, of a tile
 
 
@@ -136,6 +137,11 @@ class Panels:
         """The first of a panel."""
         return i64(self.start) + panel * i64(self.wide)
 
+    def there(self, panel: Any, at: Any) -> Any:
+        """A column of a panel; the last one, where it overhangs."""
+        column = self.column(panel) + at
+        return tirx.min(column, i64(self.start + self.columns - 1)) if self.columns < self.wide else column
+
 
 def _panels(columns: int, wide: int, lanes: int) -> list[Panels]:
     whole, rest = divmod(columns, wide)
@@ -168,15 +174,36 @@ class _Emit:
         column again.
         """
         made = written.buffer(depth * (runs[-1].start + runs[-1].count * runs[-1].wide))
+        eights = depth // LANES if self._runs_down(operand) else 0
         for run in runs:
-            panels, rows = script.serial(i64(0), i64(run.count)), script.serial(i64(0), i64(depth))
-            with panels as p, rows as k, self._columns(run.wide) as lane:
-                column = run.column(p) + lane
-                if run.columns < run.wide:
-                    column = tirx.min(column, i64(run.start + run.columns - 1))
-                value = self._read(operand, [k, column])
-                script.buffer_store(made, value, [run.column(p) * i64(depth) + k * i64(run.wide) + lane])
+            with script.serial(i64(0), i64(run.count)) as p:
+                panel = run.column(p) * i64(depth)
+                if eights:
+                    loops = script.serial(i64(0), i64(eights)), script.serial(i64(0), i64(run.wide // LANES))
+                    with loops[0] as k, loops[1] as u:
+                        row, at = k * i64(LANES), u * i64(LANES)
+                        columns = [run.there(p, at + i64(j)) for j in range(LANES)]
+                        lines = sources.turned([self._eight(operand, row, column) for column in columns])
+                        for j, line in enumerate(lines):
+                            place = panel + (row + i64(j)) * i64(run.wide) + at
+                            script.buffer_store(made, line, [sources.lanes(place)])
+                if depth > eights * LANES:
+                    with script.serial(i64(eights * LANES), i64(depth)) as k, self._columns(run.wide) as lane:
+                        value = self._read(operand, [k, run.there(p, lane)])
+                        script.buffer_store(made, value, [panel + k * i64(run.wide) + lane])
         return made
+
+    def _runs_down(self, operand: tuple[int, Read]) -> bool:
+        """Whether the elements of a column follow each other in memory."""
+        row, column, analyzer = tirx.Var("row", "int64"), tirx.Var("column", "int64"), sym.Analyzer()
+        here, next_ = (self._read(operand, [k, column]).indices for k in (row, row + i64(1)))
+        steps = [analyzer.simplify(b - a) for a, b in zip(here, next_, strict=True)]
+        return all(analyzer.can_prove(step == int(axis == len(here) - 1)) for axis, step in enumerate(steps))
+
+    def _eight(self, operand: tuple[int, Read], k: Any, column: Any) -> Any:
+        """Elements of a column that follow each other in memory, from row ``k``."""
+        first = self._read(operand, [k, column])
+        return first.source[(*first.indices[:-1], sources.lanes(first.indices[-1]))]
 
     def scores(self, keys: Any, runs: Sequence[Panels], first: Any) -> Any:
         """Products (rows of a band, keys) of queries and all keys, filled to whole vectors."""
@@ -197,34 +224,34 @@ class _Emit:
     def softmax(self, scores: Any, first: Any) -> Any:
         """Powers in the place of scores; one over the sum of each row of them."""
         rows, keys, lanes = self.band * self.rows, self.sizes.keys, self.lanes
-        width = int(scores.shape[0]) // rows
-        shares, top, sums, most = (
-            written.buffer(rows),
-            written.local(lanes),
-            written.local(lanes),
-            written.local(1),
-        )
-        with script.serial(i64(0), i64(rows)) as r, written.block("attention_part"):
+        width, some = int(scores.shape[0]) // rows, _some(rows)
+        shares, top, sums = written.buffer(rows), written.local(some * lanes), written.local(some * lanes)
+        with script.serial(i64(0), i64(rows // some)) as turn, written.block("attention_part"):
+            start = turn * i64(some)
 
-            def score(j: Any, lane: Any, overhangs: bool) -> None:
-                at, last = r * i64(width) + j, tirx.min(j, i64(keys - 1)) if overhangs else j
-                value = self.operands.score(self.buffers, [*self.lead, first + r, last], scores[at])
+            def score(r: Any, j: Any, lane: Any, overhangs: bool) -> None:
+                row, last = start + r, tirx.min(j, i64(keys - 1)) if overhangs else j
+                at = row * i64(width) + j
+                value = self.operands.score(self.buffers, [*self.lead, first + row, last], scores[at])
                 if overhangs:
                     value = tirx.Select(j < i64(keys), value, f32(_LEAST))
                 script.buffer_store(scores, value, [at])
-                script.buffer_store(top, tirx.max(top[lane], scores[at]), [lane])
+                script.buffer_store(top, tirx.max(top[r * lanes + lane], scores[at]), [r * lanes + lane])
 
-            def power(j: Any, lane: Any, overhangs: bool) -> None:
-                at = r * i64(width) + j
-                script.buffer_store(scores, exp2(scores[at] * f32(LOG2_E) - most[0]), [at])
-                script.buffer_store(sums, sums[lane] + scores[at], [lane])
+            def power(r: Any, j: Any, lane: Any, overhangs: bool) -> None:
+                at = (start + r) * i64(width) + j
+                most = top[r * i64(lanes)] * f32(LOG2_E)
+                script.buffer_store(scores, exp2(scores[at] * f32(LOG2_E) - most), [at])
+                script.buffer_store(sums, sums[r * lanes + lane] + scores[at], [r * lanes + lane])
 
             self._fill(top, _LEAST)
-            self._each_key(score)
-            script.buffer_store(most, _reduced(top, lanes, tirx.max) * f32(LOG2_E), [i64(0)])
+            self._each_key(some, score)
+            _reduce(top, some, lanes, tirx.max)
             self._fill(sums, 0.0)
-            self._each_key(power)
-            script.buffer_store(shares, f32(1) / _reduced(sums, lanes, lambda a, b: a + b), [r])
+            self._each_key(some, power)
+            _reduce(sums, some, lanes, lambda a, b: a + b)
+            with script.unroll(i64(0), i64(some)) as r:
+                script.buffer_store(shares, f32(1) / sums[r * i64(lanes)], [start + r])
         return shares
 
     def weighed(self, powers: Any, shares: Any, values: Any, runs: Sequence[Panels], first: Any) -> None:
@@ -275,22 +302,32 @@ class _Emit:
         with script.unroll(i64(0), count) as u, script.vectorized(i64(0), lanes) as lane:
             yield u * lanes + lane
 
-    def _each_key(self, body: Callable[[Any, Any, bool], None]) -> None:
-        """Loops over vectors of keys; the last may overhang."""
+    def _each_key(self, some: int, body: Callable[[Any, Any, Any, bool], None]) -> None:
+        """Loops over vectors of keys, the last of which may overhang, for each of some rows in turn."""
         whole, lanes = self.sizes.keys // self.lanes, i64(self.lanes)
-        with script.serial(i64(0), i64(whole)) as k, script.vectorized(i64(0), lanes) as lane:
-            body(k * lanes + lane, lane, False)
+        loops = script.serial(i64(0), i64(whole)), script.unroll(i64(0), i64(some))
+        with loops[0] as k, loops[1] as r, script.vectorized(i64(0), lanes) as lane:
+            body(r, k * lanes + lane, lane, False)
         if self.sizes.keys % self.lanes:
-            with script.vectorized(i64(0), lanes) as lane:
-                body(whole * lanes + lane, lane, True)
+            with script.unroll(i64(0), i64(some)) as r, script.vectorized(i64(0), lanes) as lane:
+                body(r, whole * lanes + lane, lane, True)
 
     def _fill(self, buffer: Any, value: float) -> None:
-        with script.vectorized(i64(0), i64(self.lanes)) as lane:
-            script.buffer_store(buffer, f32(value), [lane])
+        vectors = script.unroll(i64(0), i64(int(buffer.shape[0]) // self.lanes))
+        with vectors as u, script.vectorized(i64(0), i64(self.lanes)) as lane:
+            script.buffer_store(buffer, f32(value), [u * i64(self.lanes) + lane])
 
 
-def _reduced(buffer: Any, lanes: int, join: Callable[[Any, Any], Any]) -> Any:
-    value = buffer[0]
-    for lane in range(1, lanes):
-        value = join(value, buffer[lane])
-    return value
+def _some(rows: int) -> int:
+    """How many rows wait for their sums together."""
+    return next(some for some in range(_TOGETHER, 0, -1) if rows % some == 0)
+
+
+def _reduce(buffer: Any, rows: int, lanes: int, join: Callable[[Any, Any], Any]) -> None:
+    """Joins the lanes of each of some rows to the first of them, halves with halves."""
+    half = lanes // 2
+    while half:
+        with script.unroll(i64(0), i64(rows)) as r, script.vectorized(i64(0), i64(half)) as lane:
+            at = r * i64(lanes) + lane
+            script.buffer_store(buffer, join(buffer[at], buffer[at + i64(half)]), [at])
+        half //= 2
