@@ -1,4 +1,5 @@
-"""Tidying what the importer leaves: small work on constants done in NumPy, Clip made operators again.
+"""Tidying what the importer leaves: small work on constants done in NumPy, Clip made operators again, and
+quotients by constants products.
 
 TVM's own folding compiles a kernel for every constant expression, which takes longer than the rest of the
 lowering. The importer makes Clip two ready kernels that nothing fuses with and no layout passes through.
@@ -28,6 +29,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.subtract": np.subtract,
     "relax.where": np.where,
 }
+_ROUND = ("relax.astype", "relax.ceil", "relax.floor", "relax.round", "relax.trunc")
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 
@@ -35,6 +37,7 @@ def tidy(module: Any) -> Any:
     """The module with ``main`` rewritten."""
     name = module.get_global_var("main")
     tidier = _Tidier(module)
+    tidier.rounded = _rounded(module[name])
     tidier.builder_.update_func(name, tidier.visit_expr(module[name]))
     return tidier.builder_.get()
 
@@ -51,8 +54,22 @@ def constant_bytes(function: Any) -> int:
     return sum(sizes)
 
 
+def _rounded(function: Any) -> list[Any]:
+    """What becomes whole numbers, where the last bit of a quotient decides which."""
+    made: dict[Any, Any] = {}
+    found: list[Any] = []
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            if operator(binding.value) in _ROUND:
+                found.append(made.get(binding.value.args[0]))
+            made[binding.var] = binding.value
+    return found
+
+
 @mutator
 class _Tidier(PyExprMutator):  # type: ignore[misc]
+    rounded: list[Any]
+
     def visit_call_(self, call: Any) -> Any:
         name, made = operator(call), None
         if name == "relax.call_tir":
@@ -63,6 +80,8 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
             made = self._dequantise(call)
         elif name in _ELEMENTWISE or name in _RESHAPES or name == "relax.permute_dims":
             made = self._fold(call, name)
+            if made is None and name == "relax.divide":
+                made = self._multiply(call)
         return super().visit_call_(call) if made is None else made
 
     def _constant(self, expression: Any) -> Any:
@@ -85,6 +104,17 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
         with np.errstate(all="ignore"):
             value = _ELEMENTWISE[name](*values)
         return relax.const(np.asarray(value, str(call.ty.dtype)))
+
+    def _multiply(self, call: Any) -> Any:
+        """A quotient by constants as a product: dividing takes ten times as long."""
+        divisor = self._constant(call.args[1])
+        if divisor is None or divisor.dtype != np.float32 or any(call.same_as(kept) for kept in self.rounded):
+            return None
+        with np.errstate(all="ignore"):
+            factor = np.float32(1) / divisor
+        if not np.all(np.abs(factor) >= np.finfo(np.float32).tiny) or not np.isfinite(factor).all():
+            return None
+        return self.builder_.normalize(relax.op.multiply(self.visit_expr(call.args[0]), relax.const(factor)))
 
     def _dequantise(self, call: Any) -> Any:
         x, scale, zero = values = [self._constant(argument) for argument in call.args]
