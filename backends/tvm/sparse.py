@@ -30,6 +30,7 @@ _FMAS, _LOADS = 2.0, 1.6  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
 _SPLIT = 1.5  # loads more of a vector that lies in two lines of the cache, at any place of an image
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
+_SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
 _WHERE = 1.5  # of an offset, in loads
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
@@ -157,8 +158,10 @@ class Sparse:
                         found += [Strip(1, wide, 0, count * LANES) for count in (1, 2)]
                         continue
                     for chains in (1, 2, 4, 8):
-                        if chains * wide * lanes <= core.registers - 4:
-                            found.append(Strip(rows, wide, 0, chains))
+                        strip = Strip(rows, wide, 0, chains)
+                        sums = 1 if strip.crossed(core.lanes) else wide * lanes
+                        if chains * sums <= core.registers - 4:
+                            found.append(strip)
             if rows > 8 or positions < _FEW // 2:
                 continue
             for vectors in range(1, ceil_div(positions, LANES) + 1):
@@ -209,6 +212,8 @@ class Sparse:
         if strip.chains:
             lanes = _lanes(strip.rows, core)
             multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
+            if strip.crossed(core.lanes):
+                multiplies, loads = 1.0 + _SPREAD, 2.0 + _WHERE
             if strip.rows == 1:
                 multiplies, loads = strip.wide / LANES, strip.wide * _GATHER[core.gathers] + _WHERE
             waits = _LATENCY / strip.chains

@@ -46,6 +46,11 @@ class Strip:
         """Positions of a vector: of all ``lanes`` where that comes out."""
         return 1 if self.chains else lanes if self.wide % lanes == 0 else LANES
 
+    def crossed(self, lanes: int) -> bool:
+        """Whether all outputs of a block at all positions are one vector, which the core's ``lanes`` hold."""
+        size = self.rows * self.wide
+        return self.chains > 0 and min(self.rows, self.wide) > 1 and size <= lanes and size % LANES == 0
+
     def last(self, positions: int, lanes: int) -> Strip | None:
         """Of the last tile, which has fewer vectors of ``lanes`` where few positions are left to it; None
         where they make whole tiles.

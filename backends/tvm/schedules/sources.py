@@ -249,9 +249,13 @@ class Image(_Images):
         return self.window.kernel[1] if self.exact else self.window.strides[1]
 
     def _length(self, strip: Strip) -> int:
-        """Elements of a copy or phase: whole lines, those included that a tile reads past it."""
+        """Elements of a copy or phase, those included that a tile reads past it: whole lines, or a half or a
+        quarter of one.
+        """
         past = max(0, strip.wide - self.positions)
-        return ceil_div(self.rows * self.data[0] * self.wide + past, _LINE) * _LINE
+        size = self.rows * self.data[0] * self.wide + past
+        each = next((part for part in (LANES // 2, LANES) if size <= part), _LINE)
+        return ceil_div(size, each) * each
 
     def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
         n, channels, h, w = self.data

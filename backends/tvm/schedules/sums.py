@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -102,6 +102,14 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
         for c in range(chains):
             k = begin + c
             at = base + weights.offsets[k].astype("int64")
+            if strip.crossed(core.lanes):
+                size = rows * wide
+                factors = weights.values[tirx.Ramp(k * rows, i64(1), rows)].astype(f"float32x{rows}")
+                read, to = data[tirx.Ramp(at, i64(1), wide)], tirx.Ramp(i64(c * size), i64(1), size)
+                product = _picked(factors, rows, [n % rows for n in range(size)])
+                product = product * _picked(read, wide, [n // rows for n in range(size)])
+                script.buffer_store(kept, kept[to] + product, [to])
+                continue
             for v, read in enumerate(_consecutive(data, at, wide, core)):
                 with outputs(rows) as r:
                     factor = weights.values[k * rows + r].astype("float32")
@@ -112,6 +120,12 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
             total = total + kept[place(c, v, r)]
         script.buffer_store(kept, total, [place(0, v, r)])
     return kept
+
+
+def _picked(vector: Any, count: int, lanes: Sequence[int]) -> Any:
+    """Elements of a vector of ``count``, repeated since TVM makes no more lanes than it is given."""
+    order = [tirx.const(lane, "int32") for lane in lanes]
+    return tirx.Shuffle([script.bind(vector)] * (len(lanes) // count), order)
 
 
 def _one(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core) -> Any:
