@@ -125,3 +125,25 @@ def test_packing_tells_what_can_be_tuned() -> None:
     zeros = len(packing.choices.layers)  # the small integers of the weights are zero now and then
     assert names == ["batched", "conv2d", "conv2d", "gemm", *["sparse"] * zeros]
     assert zeros and set(packing.choices.seen.values()) == {1}
+
+
+def test_quotients_by_constants_are_products_unless_they_are_rounded() -> None:
+    """Before: Round(x / 3) + x / 3 + x / 0. After: Round(x / 3) + x · (1 / 3) + x / 0."""
+    from onnx_prune.backends.tvm.constants import tidy
+    from tvm import relax
+
+    builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType([5], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            thirds = [builder.emit(relax.op.divide(x, relax.const(3.0, "float32"))) for _ in range(2)]
+            none = builder.emit(relax.op.divide(x, relax.const(0.0, "float32")))
+            total = builder.emit(relax.op.add(builder.emit(relax.op.round(thirds[0])), thirds[1]))
+            total = builder.emit_output(builder.emit(relax.op.add(total, none)))
+        builder.emit_func_output(total)
+    made = [
+        str(binding.value.op.name)
+        for block in tidy(builder.finalize())["main"].body.blocks
+        for binding in block.bindings
+        if isinstance(binding.value, relax.Call)
+    ]
+    assert made.count("relax.divide") == 2 and made.count("relax.multiply") == 1

@@ -164,7 +164,7 @@ def test_every_pattern_computes_what_the_dense_layer_does(layer: str, pattern: s
 
 
 @pytest.mark.parametrize("number", range(12))
-@pytest.mark.parametrize("layer", ["3x3", "wide", "1x1 strided", "tokens", "few tokens"])
+@pytest.mark.parametrize("layer", ["3x3", "wide", "1x1 strided", "few positions", "tokens", "few tokens"])
 def test_every_choice_computes_the_same(layer: str, number: int) -> None:
     model = with_zeros(layers()[layer], MASKS["4x1"], number)
     artifact, _ = built(model, number, 1 + number % 2)
@@ -268,3 +268,29 @@ def test_zeros_are_skipped_where_it_pays(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "m.json").read_text())["sparse"]
     assert [layer["weight"] for layer in told] == [first, second]
     assert "1 of 2 layers with zeros skip them" in result.stderr
+
+
+def test_few_outputs_at_few_positions_are_one_vector() -> None:
+    from onnx_prune.backends.tvm.schedules.blocks import Strip
+    from onnx_prune.backends.tvm.schedules.common import Core
+    from onnx_prune.backends.tvm.schedules.conv import Window
+    from onnx_prune.backends.tvm.schedules.sources import Image
+    from onnx_prune.backends.tvm.sparse import Pattern, Sparse
+
+    image = Image((1, 16, 2, 2), Window((3, 3), (1, 1), (1, 1), (1,) * 4))
+    core = Core(1, lanes=16, registers=32)
+    strips = [Strip(*choice) for choice in Sparse(image, 22, Pattern(4, 20)).choices(core, False)]
+    assert any(strip.crossed(core.lanes) and (strip.rows, strip.wide) == (4, 4) for strip in strips)
+
+
+def test_small_buffers_are_not_allocated() -> None:
+    from onnx_prune.backends.tvm.build import kernel_of
+    from onnx_prune.backends.tvm.machine import core_of, host_target
+    from onnx_prune.backends.tvm.schedules.sources import Tokens
+    from onnx_prune.backends.tvm.sparse import Pattern, Sparse
+    from tvm.target import Target
+
+    target, workload = host_target(1), Sparse(Tokens((16,), 64), 32, Pattern(4, 20))
+    choice = workload.choices(core_of(Target(target)), False)[0]
+    assembly = kernel_of(workload, choice, target)[0].mod.inspect_source("asm")
+    assert "__TVMBackendAllocWorkspace@GOT" not in assembly and "call" in assembly

@@ -93,7 +93,7 @@ def built(modules: Mapping[str, Any], description: Mapping[str, Any], steps: Ste
             rest = [passes.kernels(), steps.schedules, lifting]
             lowered[name] = tvm.transform.Sequential(rest)(fused)
             weights[name] = lifting.used
-        executable = tvm.compile(merge(lowered), target=target)
+        executable = tvm.compile(merge(lowered), target=target, tir_pipeline=passes.PIPELINE)
     return Program(executable, gathered(distinct.arrays), weights, kernels)
 
 
@@ -116,7 +116,8 @@ def kernel_of(
     target = tvm.target.Target(dict(description))
     module = scheduled_kernel(workload, choice, target)
     with target, tvm.transform.PassContext(opt_level=3, config=passes.CONFIG):
-        return tvm.compile(module, target=target), workload.operands(choice, core_of(target))
+        kernel = tvm.compile(module, target=target, tir_pipeline=passes.PIPELINE)
+    return kernel, workload.operands(choice, core_of(target))
 
 
 def scheduled_kernel(workload: Workload, choice: Choice, target: Any) -> Any:

@@ -11,7 +11,8 @@ them:
 
 `fused` and `kernels` are the stretches of it that hold passes of TVM's own. Schedules want
 ``tvm.transform.PassContext(config=CONFIG)`` while TVM compiles, and a target that names the processor
-(``mcpu``), for that is what TVM vectorises for.
+(``mcpu``), for that is what TVM vectorises for. They are faster with small buffers in registers, which
+``tvm.compile(…, tir_pipeline=PIPELINE)`` does (`stack`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from .schedules.rows import Rows
 from .schedules.sparse import Sparse
 from .schedules.winograd import Winograd
 from .schedules.written import Written
+from .stack import PIPELINE as PIPELINE
 from .weights import Distinct, lift
 from .workloads import Choices
 
@@ -48,7 +50,8 @@ CONFIG = {"s_tir.LoopPartition": {"partition_const_loop": True}}
 
 @tvm.transform.module_pass(opt_level=0, name="onnx_prune.Tidy")
 class Tidy:
-    """Small work on constants is done, BatchNorm becomes one product and one sum, Clip operators again.
+    """Small work on constants is done, BatchNorm becomes one product and one sum, Clip operators again, and
+    quotients by constants products.
 
     Before: ``batch_norm(x, gamma, beta, mean, variance)`` with constants.
     After: ``add(multiply(x, scale), shift)``.

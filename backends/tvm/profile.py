@@ -40,7 +40,7 @@ def profile(
         names = described(fused)
         steps = [passes.kernels(), passes.Schedules()]
         ready = tvm.transform.Sequential(steps)(fused)
-        executable = tvm.compile(ready, target=native)
+        executable = tvm.compile(ready, target=native, tir_pipeline=passes.PIPELINE)
     machine = relax.VirtualMachine(executable, tvm.cpu())
     clock = _Clock()
     main, arguments = machine["main"], [tvm.runtime.tensor(array) for array in feed]
