@@ -280,7 +280,7 @@ def test_few_outputs_at_few_positions_are_one_vector() -> None:
     image = Image((1, 16, 2, 2), Window((3, 3), (1, 1), (1, 1), (1,) * 4))
     core = Core(1, lanes=16, registers=32)
     strips = [Strip(*choice) for choice in Sparse(image, 22, Pattern(4, 20)).choices(core, False)]
-    assert any(strip.crossed(core.lanes) and (strip.rows, strip.wide) == (4, 4) for strip in strips)
+    assert any(strip.crossed(core) and (strip.rows, strip.wide) == (4, 4) for strip in strips)
 
 
 def test_small_buffers_are_not_allocated() -> None:

@@ -29,7 +29,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.subtract": np.subtract,
     "relax.where": np.where,
 }
-_ROUND = ("relax.astype", "relax.ceil", "relax.floor", "relax.round", "relax.trunc")
+_ROUND = ("relax.astype", "relax.ceil", "relax.floor", "relax.quantize", "relax.round", "relax.trunc")
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 

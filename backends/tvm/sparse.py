@@ -159,7 +159,7 @@ class Sparse:
                         continue
                     for chains in (1, 2, 4, 8):
                         strip = Strip(rows, wide, 0, chains)
-                        sums = 1 if strip.crossed(core.lanes) else wide * lanes
+                        sums = 1 if strip.crossed(core) else wide * lanes
                         if chains * sums <= core.registers - 4:
                             found.append(strip)
             if rows > 8 or positions < _FEW // 2:
@@ -212,7 +212,7 @@ class Sparse:
         if strip.chains:
             lanes = _lanes(strip.rows, core)
             multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
-            if strip.crossed(core.lanes):
+            if strip.crossed(core):
                 multiplies, loads = 1.0 + _SPREAD, 2.0 + _WHERE
             if strip.rows == 1:
                 multiplies, loads = strip.wide / LANES, strip.wide * _GATHER[core.gathers] + _WHERE

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import LANES, ceil_div
+from .common import LANES, Core, ceil_div
 
 _TURNS = {1: 4, 2: 2, 4: 2}  # by rows
 
@@ -46,10 +46,13 @@ class Strip:
         """Positions of a vector: of all ``lanes`` where that comes out."""
         return 1 if self.chains else lanes if self.wide % lanes == 0 else LANES
 
-    def crossed(self, lanes: int) -> bool:
-        """Whether all outputs of a block at all positions are one vector, which the core's ``lanes`` hold."""
+    def crossed(self, core: Core) -> bool:
+        """Whether all outputs of a block at all positions are one vector of the core; not where elements of a
+        vector are multiplied by all of another at no cost.
+        """
         size = self.rows * self.wide
-        return self.chains > 0 and min(self.rows, self.wide) > 1 and size <= lanes and size % LANES == 0
+        fits = size <= core.lanes and size % LANES == 0 and not core.elements
+        return fits and self.chains > 0 and min(self.rows, self.wide) > 1
 
     def last(self, positions: int, lanes: int) -> Strip | None:
         """Of the last tile, which has fewer vectors of ``lanes`` where few positions are left to it; None

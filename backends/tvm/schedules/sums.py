@@ -102,13 +102,9 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
         for c in range(chains):
             k = begin + c
             at = base + weights.offsets[k].astype("int64")
-            if strip.crossed(core.lanes):
-                size = rows * wide
-                factors = weights.values[tirx.Ramp(k * rows, i64(1), rows)].astype(f"float32x{rows}")
-                read, to = data[tirx.Ramp(at, i64(1), wide)], tirx.Ramp(i64(c * size), i64(1), size)
-                product = _picked(factors, rows, [n % rows for n in range(size)])
-                product = product * _picked(read, wide, [n // rows for n in range(size)])
-                script.buffer_store(kept, kept[to] + product, [to])
+            if strip.crossed(core):
+                to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows * wide)
+                script.buffer_store(kept, kept[to] + _crossed(weights, data, k, at, strip), [to])
                 continue
             for v, read in enumerate(_consecutive(data, at, wide, core)):
                 with outputs(rows) as r:
@@ -120,6 +116,15 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
             total = total + kept[place(c, v, r)]
         script.buffer_store(kept, total, [place(0, v, r)])
     return kept
+
+
+def _crossed(weights: Weights, data: Any, k: Any, at: Any, strip: Strip) -> Any:
+    """The products of the rows of a block at a non-zero with all positions, in the order of the sums."""
+    rows, wide = strip.rows, strip.wide
+    factors = weights.values[tirx.Ramp(k * rows, i64(1), rows)].astype(f"float32x{rows}")
+    read, places = data[tirx.Ramp(at, i64(1), wide)], range(rows * wide)
+    by_row, by_position = [n % rows for n in places], [n // rows for n in places]
+    return _picked(factors, rows, by_row) * _picked(read, wide, by_position)
 
 
 def _picked(vector: Any, count: int, lanes: Sequence[int]) -> Any:
