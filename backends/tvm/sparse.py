@@ -15,11 +15,10 @@ from .computed import MOST, Operand
 from .schedules import sparse
 from .schedules.blocks import Blocks, Strip, blocks_of
 from .schedules.common import LANES, Core, Rule, ceil_div
-from .schedules.sources import Image, Pixels, Tokens
+from .schedules.sources import FEW, Image, Pixels, Tokens
 
 _BLOCKS = (1, 2, 4, 8, 16)  # outputs
 _ALIKE = 1.05  # density of higher blocks over that of lower ones, where the pattern is of the higher ones
-_FEW = 8  # positions below which outputs are in the lanes
 _RUNS = (0, 8, 16, 32, 64)  # non-zeros
 _CACHES = (1 << 15, 1 << 19)  # bytes of a panel that stay in the first and the second cache
 
@@ -151,7 +150,7 @@ class Sparse:
                 break
             if self.groups > 1 and self.outputs // self.groups % rows:
                 break
-            if positions < _FEW:
+            if positions < FEW:
                 lanes = ceil_div(rows, LANES)
                 for wide in range(1, min(positions, 4) + 1):
                     if rows == 1:
@@ -162,7 +161,7 @@ class Sparse:
                         sums = 1 if strip.crossed(core) else wide * lanes
                         if chains * sums <= core.registers - 4:
                             found.append(strip)
-            if rows > 8 or positions < _FEW // 2:
+            if rows > 8 or positions < FEW // 2:
                 continue
             for vectors in range(1, ceil_div(positions, LANES) + 1):
                 wide = ceil_div(vectors, self._in_one(vectors, core))

@@ -22,6 +22,7 @@ from .blocks import Strip
 from .common import LANES, Core, apart, ceil_div, i64, pieces
 from .conv import Window
 
+FEW = 8  # positions below which outputs are in the lanes
 LINE = 64  # bytes of a line of the cache
 _LINE = LINE // 4  # floats
 _ROW = 64  # elements
@@ -205,11 +206,14 @@ class Image(_Images):
 
     @property
     def exact(self) -> bool:
-        """Whether rows are as wide as those of the result: that takes fewer vectors, and more memory."""
+        """Whether rows are as wide as those of the result: that takes fewer vectors, or fewer positions where
+        these are few, and more memory.
+        """
         n, (height, width), window = self.data[0], self.out, self.window
         copies = self.channels * window.kernel[1] * window.strides[0] * self.rows * n * width
-        vectors = [ceil_div(n * height * wide, _LINE) for wide in (width, self._past)]
-        return 4 * copies <= _COPIES and vectors[0] <= _FEWER * vectors[1]
+        each = 1 if n * height * width < FEW else _LINE
+        steps = [ceil_div(n * height * wide, each) for wide in (width, self._past)]
+        return 4 * copies <= _COPIES and steps[0] <= _FEWER * steps[1]
 
     @property
     def rows(self) -> int:

@@ -17,7 +17,7 @@ from .common import LANES, Core, ceil_div, i64
 from .sources import LINE, lanes, positions
 
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
-_AHEAD = 8192  # bytes, how far ahead weights are asked for
+_AHEAD = 8192  # bytes of weights, how far ahead non-zeros are asked for
 _NEAR = 1 << 21  # bytes of weights that stay in caches where asking takes longer than it saves
 _APART = 8  # vectors of sums that hide the latency of a multiply-add
 
@@ -179,12 +179,17 @@ def _elements(data: Any, first: Any, offsets: Any, at: Any, core: Core) -> Any:
 
 def _ask_for(weights: Weights, begin: Any, count: int, rows: int) -> None:
     """Have many weights that are needed soon read from memory: for few positions that is what takes time."""
-    if int(weights.values.shape[0]) * np.dtype(str(weights.values.dtype)).itemsize < _NEAR:
+    values = rows * _itemsize(weights.values)
+    if int(weights.values.shape[0]) * values // rows < _NEAR:
         return
     for buffer, each in ((weights.values, rows), (weights.offsets, 1)):
-        width = np.dtype(str(buffer.dtype)).itemsize
+        width = _itemsize(buffer)
         for line in range(0, count * each * width, LINE):
-            written.ask_for(buffer[(begin * each) + (_AHEAD + line) // width], 3)
+            written.ask_for(buffer[(begin + _AHEAD // values) * each + line // width], 3)
+
+
+def _itemsize(buffer: Any) -> int:
+    return np.dtype(str(buffer.dtype)).itemsize
 
 
 @contextmanager
