@@ -8,7 +8,6 @@ Factors of queries and keys, and what is added to or multiplied with their produ
 from __future__ import annotations
 
 import math
-import operator as arithmetic
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +17,11 @@ from tvm.ir import Constant
 from .forms import ALONE, Forms, is_float, operator, static_shape
 from .schedules import attention
 from .schedules.common import i64
-from .vecmath import f32
+from .vecmath import BINARY, f32
 from .views import RESHAPES, View, reshape_index
 from .workloads import Attention
 
-_COMMUTATIVE = ("relax.add", "relax.multiply")
-_STEPS: dict[str, Callable[[Any, Any], Any]] = {
-    "relax.add": arithmetic.add,
-    "relax.subtract": arithmetic.sub,
-    "relax.multiply": arithmetic.mul,
-    "relax.divide": arithmetic.truediv,
-}
+_ORDERED = ("relax.subtract", "relax.divide")
 
 
 @dataclass(frozen=True)
@@ -109,12 +102,12 @@ def heads(forms: Forms, call: Any) -> Heads | None:
 def _step(forms: Forms, call: Any) -> tuple[Any, Step] | None:
     """An elementwise operator as the scores it takes and what it does with them; None for any other."""
     name = operator(call)
-    if name not in _STEPS or not all(is_float(argument) for argument in call.args):
+    if name not in BINARY or not all(is_float(argument) for argument in call.args):
         return None
     shape, (scores, operand) = static_shape(call), call.args
-    if name in _COMMUTATIVE and not _made_of_product(forms, scores):
+    if name not in _ORDERED and not _made_of_product(forms, scores):
         scores, operand = operand, scores
-    return (scores, Step(_STEPS[name], operand, shape)) if static_shape(scores) == shape else None
+    return (scores, Step(BINARY[name], operand, shape)) if static_shape(scores) == shape else None
 
 
 def _made_of_product(forms: Forms, scores: Any) -> bool:
@@ -122,7 +115,7 @@ def _made_of_product(forms: Forms, scores: Any) -> bool:
     if not forms.is_read_once(scores):
         return False
     call = forms.definition(scores)
-    if operator(call) in (*RESHAPES, *_STEPS):
+    if operator(call) in (*RESHAPES, *BINARY):
         return any(_made_of_product(forms, argument) for argument in call.args)
     return operator(call) == "relax.matmul"
 

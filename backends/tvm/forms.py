@@ -75,6 +75,7 @@ class Forms:
     readers: the variables whose definitions read a variable, each as often as it does; None for the result.
     plain, packed: the forms that exist of each variable of the original function.
     joined: the packed concatenations that exist, by what they concatenate.
+    skipped: the layers that skip zeros, by what they make.
     """
 
     def __init__(self, module: Any, choices: Choices) -> None:
@@ -86,6 +87,7 @@ class Forms:
         self.plain: dict[Any, Any] = {parameter: parameter for parameter in function.params}
         self.packed: dict[Any, Any] = {}
         self.joined: dict[tuple[Any, ...], Any] = {}
+        self.skipped: dict[Any, Any] = {}
         self.definitions: dict[Any, Any] = {}
         self.readers: dict[Any, list[Any]] = {}
         for binding in function.body.blocks[0].bindings:

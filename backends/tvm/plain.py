@@ -29,7 +29,7 @@ def matmul(forms: Forms, var: Any, call: Any) -> bool:
     if len(right) == 2:
         weights = constant_matrix(forms, y)
         if weights is not None:
-            forms.plain[var] = _by_constant(forms, x, weights, static_shape(var))
+            forms.plain[var] = _by_constant(forms, var, x, weights)
             return True
     if not _is_batched(call):
         return False
@@ -80,13 +80,13 @@ def _read(forms: Forms, expression: Any, inner: int | None) -> View:
     return shown
 
 
-def _by_constant(forms: Forms, x: Any, weights: Any, out: tuple[int, ...]) -> Any:
+def _by_constant(forms: Forms, var: Any, x: Any, weights: Any) -> Any:
     shape = static_shape(x)
     shown = _read(forms, x, len(shape) - 1)
     lead, (k, n) = shape[:-1], weights.shape
     position = reshape_index(shape, (math.prod(lead), k))
     workload = Product(math.prod(lead), k, n)
-    sparse = skip.product(forms, x, weights, workload) if skip.has_zeros(weights) else None
+    sparse = skip.product(forms, var, x, weights, workload) if skip.has_zeros(weights) else None
     if sparse is not None:
         return sparse
     tile = forms.choices.of(workload)

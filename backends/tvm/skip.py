@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from onnx import numpy_helper
 from tvm import relax
 
 from ..base import SparseLayer
+from .between import elementwise
+from .chain import Chain
 from .forms import ALONE, FUSIBLE, Forms, static_shape
 from .schedules import conv
 from .schedules.sources import Image, Pixels, Tokens
@@ -20,6 +23,20 @@ from .sparse import Sparse, pattern_of
 from .workloads import Convolution, Product
 
 FULL = 0.8  # density from which no kernel is asked whether it would skip
+
+
+@dataclass(frozen=True)
+class Skipping:
+    """A layer that skips zeros.
+
+    Attributes:
+        x: what it reads.
+        matrix: its weights (outputs, columns).
+    """
+
+    x: Any
+    matrix: NDArray[Any]
+    workload: Sparse
 
 
 def has_zeros(weights: NDArray[Any]) -> bool:
@@ -37,17 +54,50 @@ def convolution(
     pointwise = window.kernel == (1, 1) and not any(window.padding)
     data = (n, c, h, w)
     source = Pixels(data, window.strides) if pointwise else Image(data, window)
-    return _taken(forms, x, weights, weights.reshape(len(weights), -1), source, dense, groups)
+    layer = _skipping(forms, x, weights, weights.reshape(len(weights), -1), source, dense, groups)
+    return None if layer is None else _alone(forms, layer)
 
 
-def product(forms: Forms, x: Any, weights: NDArray[Any], dense: Product) -> Any:
-    """The product of x (..., K) and weights (K, N) without their zeros; None where a dense one is faster."""
+def product(forms: Forms, var: Any, x: Any, weights: NDArray[Any], dense: Product) -> Any:
+    """The product ``var`` of x (..., K) and weights (K, N) without their zeros, together with the one it is
+    made of where that is faster; None where a dense one is.
+    """
     shape = static_shape(x)
-    source = Tokens(shape[:-1], shape[-1])
-    return _taken(forms, x, weights, np.ascontiguousarray(weights.T), source, dense)
+    source, matrix = Tokens(shape[:-1], shape[-1]), np.ascontiguousarray(weights.T)
+    layer = _skipping(forms, x, weights, matrix, source, dense)
+    if layer is None:
+        return None
+    forms.skipped[var] = layer
+    joined = _joined(forms, var, layer)
+    return _alone(forms, layer) if joined is None else joined
 
 
-def _taken(
+def _joined(forms: Forms, var: Any, layer: Skipping) -> Any:
+    """A layer with the one before it in one kernel; None where that is no faster, or no such layer."""
+    between = elementwise(forms, layer.x, var)
+    before = None if between is None else forms.skipped.get(between.root)
+    if between is None or before is None:
+        return None
+    workload = Chain(before.workload, layer.workload)
+    alike = Chain(before.workload.in_rows(), layer.workload.in_rows())
+    if not alike.choices(forms.choices.core, forms.choices.far) or not forms.choices.joins(alike):
+        return None
+    choice, core = forms.choices.of(alike), forms.choices.core
+    first, second = workload.blocks((before.matrix, layer.matrix), choice, core)
+    constants = [constant.value.numpy().reshape(-1) for constant in between.constants]
+    shapes = [constant.shape for constant in constants]
+    return forms.call(
+        workload.kernel((first, second), choice, core, between, shapes),
+        "sparse",
+        FUSIBLE,
+        forms.rebuild(before.x),
+        *(relax.const(array) for array in (*first.arrays, *constants, *second.arrays)),
+        shape=workload.second.result.shape,
+        workload=workload,
+    )
+
+
+def _skipping(
     forms: Forms,
     x: Any,
     weights: NDArray[Any],
@@ -55,22 +105,27 @@ def _taken(
     source: Pixels | Image | Tokens,
     dense: Convolution | Product,
     groups: int = 1,
-) -> Any:
+) -> Skipping | None:
+    """A layer without its zeros; None where a dense one is faster."""
     with np.errstate(over="ignore"):
         halves = forms.choices.core.halves and bool((matrix == matrix.astype(np.float16)).all())
     workload = Sparse(source, len(matrix), pattern_of(matrix), groups, halves)
-    alike = workload.in_rows()
-    if not forms.choices.skips(weights, alike, dense):
-        return None
-    choice, core = forms.choices.of(alike), forms.choices.core
-    blocks, result = workload.blocks(matrix, choice, core), workload.result
+    taken = forms.choices.skips(weights, workload.in_rows(), dense)
+    return Skipping(x, matrix, workload) if taken else None
+
+
+def _alone(forms: Forms, layer: Skipping) -> Any:
+    """The kernel of a layer."""
+    workload, core = layer.workload, forms.choices.core
+    choice = forms.choices.of(workload.in_rows())
+    blocks, result = workload.blocks(layer.matrix, choice, core), workload.result
     # One position may be spread over many by what follows; fused, it would be computed again for each.
-    pattern = FUSIBLE if source.positions > 1 or result.turned else ALONE
+    pattern = FUSIBLE if workload.source.positions > 1 or result.turned else ALONE
     return forms.call(
         workload.kernel(blocks, choice, core),
         "sparse",
         pattern,
-        forms.rebuild(x),
+        forms.rebuild(layer.x),
         *(relax.const(array) for array in blocks.arrays),
         shape=result.shape,
         workload=workload,

@@ -140,10 +140,10 @@ class Sparse:
 
     def choices(self, core: Core, far: bool) -> Sequence[tuple[int, ...]]:
         """The best by the static model first."""
-        found = sorted(self._strips(core), key=lambda strip: self.cycles(astuple(strip), core, far))
+        found = sorted(self.strips(core), key=lambda strip: self.cycles(astuple(strip), core, far))
         return [astuple(strip) for strip in found[:MOST]]
 
-    def _strips(self, core: Core) -> list[Strip]:
+    def strips(self, core: Core) -> list[Strip]:
         positions, found = self.source.positions, []
         for rows in _BLOCKS:
             if rows > 2 * max(self.pattern.rows, 1) or rows > max(1, self.outputs):
@@ -190,16 +190,26 @@ class Sparse:
         took = (source.positions // strip.wide) * self._tile(strip, core)
         took = blocks * (took + (self._tile(last, core) if last else 0))
         tiles = sparse.count_tiles(source, strip)
-        # Rows of images lie on pages of their own.
-        apart = tiles * (source.channels + self.outputs) if isinstance(source, Pixels) else 0
-        passes = _pass(source.positions * source.channels, _PACK) + _ROW * apart
-        passes += _pass(source.positions * self.outputs, _STORE + _TURN * isinstance(source, Tokens))
-        if not source.exact:
-            passes += _pass(source.positions * self.outputs, _LAST)
+        passes = self.packing(strip) + self.storing(strip)
         size = np.dtype(self._dtype(strip)).itemsize
         weights = blocks * self._nonzeros(strip) * (size * strip.rows + 2)
         again = (tiles - 1) * weights / _NEAR if weights > _CACHES[1] else 0.0
-        return _SHARE * (took + passes + again) + weights / _BYTES[far]
+        return _SHARE * (took + again) + passes + weights / _BYTES[far]
+
+    def packing(self, strip: Strip) -> float:
+        """Cycles of the passes over what is read."""
+        took = _pass(self.source.positions * self.source.channels, _PACK)
+        return _SHARE * (took + self._pages(strip, self.source.channels))
+
+    def storing(self, strip: Strip) -> float:
+        """Cycles of the passes over results."""
+        results, turns = self.source.positions * self.outputs, isinstance(self.source, Tokens)
+        took = _pass(results, _STORE + _TURN * turns) + (0.0 if self.source.exact else _pass(results, _LAST))
+        return _SHARE * (took + self._pages(strip, self.outputs))
+
+    def _pages(self, strip: Strip, channels: int) -> float:
+        """Rows of images lie on pages of their own."""
+        return _ROW * sparse.count_tiles(self.source, strip) * channels * isinstance(self.source, Pixels)
 
     def _nonzeros(self, strip: Strip) -> float:
         """Of a block, filled to whole turns."""
@@ -251,14 +261,15 @@ class Sparse:
 
     def function(self, choice: tuple[int, ...], core: Core) -> Any:
         """A kernel for weights of the pattern."""
-        return self.kernel(self.blocks(self._weights, choice, core), choice, core)
+        return self.kernel(self.blocks(self.drawn, choice, core), choice, core)
 
     def operands(self, choice: tuple[int, ...], core: Core) -> list[Operand]:
         """What it takes: shapes of random tensors, or arrays; the result last."""
-        return [self.source.shape, *self.blocks(self._weights, choice, core).arrays, self.result.shape]
+        return [self.source.shape, *self.blocks(self.drawn, choice, core).arrays, self.result.shape]
 
     @cached_property
-    def _weights(self) -> NDArray[Any]:
+    def drawn(self) -> NDArray[Any]:
+        """Weights of the pattern."""
         rng, rows = np.random.default_rng(0), self.pattern.rows
         present = rng.random((ceil_div(self.outputs, rows), self.columns)) < self.pattern.density / 100
         return np.repeat(present, rows, 0)[: self.outputs].astype(np.float32)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -83,7 +84,16 @@ def gelu_tanh(x: Any) -> Any:
     return x * sigmoid(f32(2 * math.sqrt(2 / math.pi)) * (x + f32(0.044715) * x * x * x))
 
 
-# Relax operator -> what computes it.
+# Relax operator of two tensors -> what computes it.
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "relax.add": operator.add,
+    "relax.subtract": operator.sub,
+    "relax.multiply": operator.mul,
+    "relax.divide": operator.truediv,
+    "relax.maximum": tirx.max,
+    "relax.minimum": tirx.min,
+}
+# And of one.
 ELEMENTWISE = {
     "relax.exp": exp,
     "relax.erf": erf,

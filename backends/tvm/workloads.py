@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tvm import s_tir
 
 from .bytewise import ByteConvolution, ByteProduct
+from .chain import Chain
 from .computed import MOST, Choice, Computed, Operand, placeholder, shown
 from .schedules import attention, conv, gemm, winograd, written
 from .schedules.common import LANES, Core, Rule, ceil_div
@@ -333,7 +334,7 @@ class Attention:
 
 
 Dense: TypeAlias = Convolution | Depthwise | Product | Batched | Attention
-Workload: TypeAlias = Dense | Sparse | ByteConvolution | ByteProduct
+Workload: TypeAlias = Dense | Sparse | Chain | ByteConvolution | ByteProduct
 
 
 def scheduled(workload: Workload, function: Any, core: Core) -> Any:
@@ -419,6 +420,15 @@ class Choices:
         options = self.options(workload)
         found = self.known.get(key(workload, self.far))
         return found.choice if found is not None and found.choice in options else options[0]
+
+    def joins(self, chain: Chain) -> bool:
+        """Whether two layers that skip zeros are one kernel; by what was measured, or else estimated."""
+        layers = (chain.first, chain.second)
+        known = [self.known.get(key(workload, self.far)) for workload in (chain, *layers)]
+        times = [found.seconds for found in known if found is not None]
+        if len(times) < len(known) or len({found.estimated for found in known if found is not None}) > 1:
+            times = [w.cycles(self._best(w), self.core, self.far) for w in (chain, *layers)]
+        return times[0] < sum(times[1:])
 
     def skips(self, weights: NDArray[Any], sparse: Sparse, dense: Convolution | Product) -> bool:
         """Whether a layer is to skip the zeros of its weights; by what was measured of both ways, or else by

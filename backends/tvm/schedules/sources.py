@@ -34,8 +34,8 @@ class Source(Protocol):
     """What a kernel reads, laid out so that positions are in a line."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the operand."""
+    def operands(self) -> Sequence[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and type of the buffers that it reads."""
         ...
 
     @property
@@ -55,32 +55,45 @@ class Source(Protocol):
         """Offset of each column of the weights."""
         ...
 
-    def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
+    def prepare(self, data: Sequence[Any], core: Core, strip: Strip) -> Any:
         """Emit what is done before all tiles; the buffer, or None."""
         ...
 
-    def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
+    def pack(
+        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
+    ) -> Any:
         """Emit what is done before a tile that begins at position ``first``; the buffer, or None.
 
         Args:
             strip: of this tile.
             wide: positions of tiles, by which columns are apart.
+            apart: whether threads share the work on a tile.
         """
         ...
 
-    def ask_for(self, x: Any, first: Any, strip: Strip, part: Any, parts: int) -> None:
+    def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
         """Emit what brings a part of the tile that begins at position ``first`` to a nearer cache."""
         ...
 
 
+class _OfOne:
+    """Of one tensor."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def operands(self) -> Sequence[tuple[str, tuple[int, ...], str]]:
+        return [("x", self.shape, "float32")]
+
+
 @dataclass(frozen=True)
-class _Images:
+class _Images(_OfOne):
     """Of images (n, channels, height, width)."""
 
     data: tuple[int, int, int, int]
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.data
 
     @property
@@ -88,8 +101,8 @@ class _Images:
         return self.data[1]
 
 
-class _Packed:
-    """Packed to a panel for each tile, in which a column of the weights is a channel."""
+class Packed:
+    """A panel for each tile, in which a column of the weights is a channel."""
 
     channels: int
     exact: ClassVar[bool] = True
@@ -97,15 +110,15 @@ class _Packed:
     def columns(self, strip: Strip) -> NDArray[Any]:
         return np.arange(self.channels) * strip.wide
 
-    def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
+    def prepare(self, data: Sequence[Any], core: Core, strip: Strip) -> Any:
         return None
 
-    def ask_for(self, x: Any, first: Any, strip: Strip, part: Any, parts: int) -> None:
+    def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
         return None
 
 
 @dataclass(frozen=True)
-class Pixels(_Packed, _Images):
+class Pixels(Packed, _Images):
     """Positions of an image (n, channels, height, width), or every so many of its rows and columns."""
 
     strides: tuple[int, int] = (1, 1)
@@ -124,8 +137,10 @@ class Pixels(_Packed, _Images):
         image, at = (i64(0), p) if self.data[0] == 1 else (_div(p, rows * columns), _mod(p, rows * columns))
         return image, _div(at, columns), _mod(at, columns)
 
-    def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
-        panel = written.buffer(self.channels * wide)
+    def pack(
+        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
+    ) -> Any:
+        (x,), panel = data, written.buffer(self.channels * wide)
         sy, sx = self.strides
         with script.serial(i64(0), i64(self.channels)) as i, positions(strip, core.lanes) as v:
             p = first + v
@@ -136,9 +151,10 @@ class Pixels(_Packed, _Images):
             script.buffer_store(panel, value, [i * i64(wide) + v])
         return panel
 
-    def ask_for(self, x: Any, first: Any, strip: Strip, part: Any, parts: int) -> None:
+    def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
         if self.strides != (1, 1) or self.data[0] > 1 or 4 * math.prod(self.data) <= _NEAR:
             return
+        (x,) = data
         each = ceil_div(self.channels, parts)
         with script.serial(i64(0), i64(each)) as c:
             channel = tirx.min(part * i64(each) + c, i64(self.channels - 1))
@@ -147,22 +163,24 @@ class Pixels(_Packed, _Images):
 
 
 @dataclass(frozen=True)
-class Tokens(_Packed):
+class Tokens(Packed, _OfOne):
     """Rows of channels, arranged as ``lead``; they are turned."""
 
     lead: tuple[int, ...]
     channels: int
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (*self.lead, self.channels)
 
     @property
     def positions(self) -> int:
         return math.prod(self.lead)
 
-    def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
-        panel = written.buffer(self.channels * wide)
+    def pack(
+        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
+    ) -> Any:
+        (x,), panel = data, written.buffer(self.channels * wide)
         sizes = (1,) if strip.chains else (_LINE, LANES, 1)  # a line of the cache is read at once
         for start, count, each in pieces(self.channels, *sizes):
             with script.serial(i64(0), i64(count)) as c:
@@ -261,8 +279,8 @@ class Image(_Images):
         each = next((part for part in (LANES // 2, LANES) if size <= part), _LINE)
         return ceil_div(size, each) * each
 
-    def prepare(self, x: Any, core: Core, strip: Strip) -> Any:
-        n, channels, h, w = self.data
+    def prepare(self, data: Sequence[Any], core: Core, strip: Strip) -> Any:
+        (x,), (n, channels, h, w) = data, self.data
         (top, left), (sy, sx), length = self.window.padding[:2], self.window.strides, self._length(strip)
         image = written.buffer(channels * self._copies * sy * length)
         each = script.parallel if core.threads > 1 else script.serial
@@ -288,10 +306,12 @@ class Image(_Images):
                     _zeros(image, start + done, length - done)
         return image
 
-    def pack(self, x: Any, first: Any, strip: Strip, wide: int, core: Core) -> Any:
+    def pack(
+        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
+    ) -> Any:
         return None
 
-    def ask_for(self, x: Any, first: Any, strip: Strip, part: Any, parts: int) -> None:
+    def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
         return None
 
 

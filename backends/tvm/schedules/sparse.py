@@ -71,7 +71,7 @@ def image_of(source: Pixels | Image, outputs: int) -> Result:
 
 
 def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: Result, core: Core) -> Any:
-    """A PrimFunc of the operand and of the arrays of ``blocks``; `Sparse` adds what is fused to it."""
+    """A PrimFunc of what a source reads and of the arrays of ``blocks``; `Sparse` adds what is fused to it."""
     tiles, last = count_tiles(source, strip), strip.last(source.positions, core.lanes)
     work = 2.0 * blocks.values.size * strip.wide  # floating-point operations of a tile
     by_tile = core.threads > 1 and shares_tiles(source, strip, core) and tiles * work > WORTH_THREADS
@@ -82,20 +82,20 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
         def argument(name: str, shape: Sequence[int], dtype: str) -> Any:
             return script.arg(name, script.buffer([i64(d) for d in shape], dtype))
 
-        x = argument("x", source.shape, "float32")
+        data = [argument(*operand) for operand in source.operands]
         arrays = zip(sums.Weights._fields, blocks.arrays, strict=True)
         weights = sums.Weights(*(argument(name, array.shape, str(array.dtype)) for name, array in arrays))
         made = argument("result", result.shape, "float32")
         with script.sblock("root"), script.sblock("sparse"):
             script.sblock_attr({"sparse": 1})
-            script.reads(*(buffer[written.whole(buffer)] for buffer in (x, *weights)))
+            script.reads(*(buffer[written.whole(buffer)] for buffer in (*data, *weights)))
             script.writes(made[written.whole(made)])
             into, at = made, result.at
             if not source.exact:
                 into, at = written.buffer(outputs, max(source.positions, (last or strip).wide)), _together
             tile = _Tile(
                 source,
-                x,
+                data,
                 weights,
                 into,
                 at,
@@ -106,8 +106,8 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
                 by_block,
                 core,
             )
-            image = source.prepare(x, core, strip)
-            with _each(tiles, by_tile) as t, written.block("sparse_tile"):
+            image = source.prepare(data, core, strip)
+            with written.each(tiles, by_tile) as t, written.block("sparse_tile"):
                 if last is None or tiles == 1:
                     tile.write(image, t * i64(strip.wide), last or strip)
                 else:
@@ -143,7 +143,7 @@ class _Tile:
     """
 
     source: Source
-    x: Any
+    data: Sequence[Any]
     weights: sums.Weights
     into: Any
     at: Callable[[Any, Any], tuple[Any, ...]]
@@ -160,7 +160,7 @@ class _Tile:
         Args:
             image: what is read where that is one for all tiles; or None.
         """
-        panel = self.source.pack(self.x, first, strip, self.wide, self.core)
+        panel = self.source.pack(self.data, first, strip, self.wide, self.core, self.apart)
         read = (panel, i64(0)) if image is None else (image, first)
         if strip.run:
             self._in_runs(read, first, strip)
@@ -168,8 +168,8 @@ class _Tile:
             self._in_lines(read, first, strip)
         else:
             blocks = ceil_div(self.outputs, strip.rows)
-            with _each(blocks, self.apart) as run, written.block("sparse_run"):
-                self.source.ask_for(self.x, first + strip.wide, strip, run, blocks)
+            with written.each(blocks, self.apart) as run, written.block("sparse_run"):
+                self.source.ask_for(self.data, first + strip.wide, strip, run, blocks)
                 (self._few if strip.chains else self._many)(read, first, run, strip)
 
     def _few(self, read: tuple[Any, Any], first: Any, run: Any, strip: Strip) -> None:
@@ -189,7 +189,7 @@ class _Tile:
 
     def _many(self, read: tuple[Any, Any], first: Any, run: Any, strip: Strip) -> None:
         output, wide = self.weights.output(run), strip.wide
-        kept = sums.many(self.weights, *read, run, strip, self.core, _nothing)
+        kept = sums.many(self.weights, *read, run, strip, self.core, sums.nothing)
         with script.unroll(i64(0), i64(strip.rows)) as r, self._inside(output + r, strip.rows):
             self._store_row(output + r, first, strip, lambda v: kept[r * wide + v])
 
@@ -200,9 +200,9 @@ class _Tile:
         part = written.buffer(rows * wide)
         with script.serial(i64(0), i64(rows)) as o, positions(strip, self.core.lanes) as v:
             script.buffer_store(part, f32(0), [o * wide + v])
-        loops = _each(self.groups, self.apart), script.serial(i64(0), i64(runs))
+        loops = written.each(self.groups, self.apart), script.serial(i64(0), i64(runs))
         with loops[0] as g, loops[1] as r, written.block("sparse_run"):
-            self.source.ask_for(self.x, first + wide, strip, r, runs)
+            self.source.ask_for(self.data, first + wide, strip, r, runs)
             run = g * i64(runs) + r
             at = self.weights.output(run) * i64(wide)
 
@@ -216,7 +216,7 @@ class _Tile:
                 self._store_row(o, first, strip, lambda v: part[o * wide + v])
             return
         for start, count, each in pieces(self.outputs, *_TURNED):
-            with _each(count, self.apart) as c:
+            with written.each(count, self.apart) as c:
                 o = i64(start) + c * i64(each)
                 self._turn(part, o * i64(wide), o, each, first, strip)
 
@@ -224,11 +224,11 @@ class _Tile:
         """As many outputs as a line of the cache has are summed, and turned while their sums are near."""
         for start, count, each in pieces(self.outputs, _TURNED[0]):
             blocks = ceil_div(each, strip.rows)
-            with _each(count, self.apart) as c, written.block("sparse_line"):
+            with written.each(count, self.apart) as c, written.block("sparse_line"):
                 part = written.local(blocks * strip.rows * strip.wide)
                 with script.serial(i64(0), i64(blocks)) as b, written.block("sparse_run"):
                     run = i64(start // strip.rows) + c * i64(blocks) + b
-                    kept = sums.many(self.weights, *read, run, strip, self.core, _nothing)
+                    kept = sums.many(self.weights, *read, run, strip, self.core, sums.nothing)
                     self._keep(kept, part, b * i64(strip.rows * strip.wide), strip)
                 for at, lines, wide in pieces(each, *_TURNED):
                     with script.serial(i64(0), i64(lines)) as n:
@@ -273,10 +273,6 @@ class _Tile:
             yield
 
 
-def _nothing(r: Any, v: Any) -> Any:
-    return f32(0)
-
-
 def _together(o: Any, p: Any) -> tuple[Any, Any]:
     return o, p
 
@@ -286,18 +282,12 @@ def _pick(results: Any, made: Any, source: Image, core: Core) -> None:
     n, outputs, rows, columns = (int(size) for size in made.shape)
     parallel = core.threads > 1 and math.prod((n, outputs, rows, columns)) > WORTH_PASS
     with (
-        _each(outputs, parallel) as o,
+        written.each(outputs, parallel) as o,
         script.serial(i64(0), i64(rows)) as i,
         script.serial(i64(0), i64(n)) as m,
         along(columns) as j,
     ):
         script.buffer_store(made, results[o, (i * n + m) * source.wide + j], [m, o, i, j])
-
-
-@contextmanager
-def _each(count: int, parallel: bool) -> Iterator[Any]:
-    with (script.parallel if parallel else script.serial)(i64(0), i64(count)) as at:
-        yield at
 
 
 class Sparse(Rule):

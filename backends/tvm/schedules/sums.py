@@ -35,6 +35,11 @@ class Weights(NamedTuple):
         return script.bind(self.places[run].astype("int64"))
 
 
+def nothing(r: Any, v: Any) -> Any:
+    """Where sums begin that nothing was added to yet."""
+    return f32(0)
+
+
 def many(
     weights: Weights,
     data: Any,

@@ -21,6 +21,13 @@ def block(name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def each(count: int, parallel: bool) -> Iterator[Any]:
+    """A loop, shared by threads or not."""
+    with (script.parallel if parallel else script.serial)(i64(0), i64(count)) as at:
+        yield at
+
+
 def buffer(*shape: int) -> Any:
     """Memory for float32."""
     return script.sblock_alloc_buffer([i64(size) for size in shape], "float32")

@@ -1,0 +1,79 @@
+"""Two layers in one kernel: what the first makes of a tile of positions is all that the second reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as script
+
+from . import sums, written
+from .blocks import Blocks, Strip
+from .common import Core, ceil_div, i64
+from .sources import Packed, Pixels, Tokens, positions
+
+# Of buffers, an output of the first layer, and its sum at a position: what the second layer reads. Gets, too,
+# what keeps a value that is read more than once.
+Between: TypeAlias = Callable[[Sequence[Any], Any, Any, Callable[[Any], Any]], Any]
+
+
+@dataclass(frozen=True)
+class Hidden(Packed):
+    """The outputs of a layer, as another one reads them.
+
+    Attributes:
+        source: what the first layer reads.
+        channels: its outputs.
+        blocks: its weights.
+        rows: of a block of them.
+        between: what is done with its sums.
+        others: shapes of the buffers that ``between`` reads.
+    """
+
+    source: Pixels | Tokens
+    channels: int
+    blocks: Blocks
+    rows: int
+    between: Between
+    others: Sequence[tuple[int, ...]] = ()
+
+    @property
+    def operands(self) -> Sequence[tuple[str, tuple[int, ...], str]]:
+        names = [f"first_{name}" for name in sums.Weights._fields]
+        arrays = zip(names, self.blocks.arrays, strict=True)
+        weights = [(name, array.shape, str(array.dtype)) for name, array in arrays]
+        others = [(f"between{n}", shape, "float32") for n, shape in enumerate(self.others)]
+        return [*self.source.operands, *weights, *others]
+
+    @property
+    def positions(self) -> int:
+        return self.source.positions
+
+    def pack(
+        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
+    ) -> Any:
+        count, arrays = len(self.source.operands), len(sums.Weights._fields)
+        weights, others = sums.Weights(*data[count : count + arrays]), data[count + arrays :]
+        strip = Strip(self.rows, strip.vectors)
+        panel = self.source.pack(data[:count], first, strip, wide, core, apart)
+        blocks = ceil_div(self.channels, self.rows)
+        made = written.buffer(blocks * self.rows * wide)
+        with written.each(blocks, apart) as run, written.block("sparse_run"):
+            output = weights.output(run)
+            kept = sums.many(weights, panel, i64(0), run, strip, core, sums.nothing)
+            with script.unroll(i64(0), i64(self.rows)) as r, positions(strip, core.lanes) as v:
+                channel = output + r
+                if self.channels % self.rows:
+                    channel = tirx.min(channel, i64(self.channels - 1))
+                at = r * i64(strip.wide) + v
+
+                def keep(value: Any, at: Any = at) -> Any:
+                    again = written.local(self.rows * strip.wide)
+                    script.buffer_store(again, value, [at])
+                    return again[at]
+
+                value = self.between(others, channel, kept[at], keep)
+                script.buffer_store(made, value, [(output + r) * i64(wide) + v])
+        return made
