@@ -116,14 +116,27 @@ def with_zeros(model: onnx.ModelProto, mask: Mask, seed: int) -> onnx.ModelProto
 
 def built(model: onnx.ModelProto, number: int, threads: int, *features: str) -> tuple[CpuArtifact, list[Any]]:
     """Compiled with the zeros skipped everywhere, by the choice of a number; and those layers."""
+    artifact, choices = forced(model, number, threads, *features)
+    return artifact, choices.layers
+
+
+def forced(model: onnx.ModelProto, number: int, threads: int, *features: str) -> tuple[CpuArtifact, Any]:
+    """`built`, layers joined wherever they can be; and what was chosen."""
     from onnx_prune.backends.tvm import build, frontend, machine
+    from onnx_prune.backends.tvm.chain import Chain
     from onnx_prune.backends.tvm.sparse import Sparse
     from onnx_prune.backends.tvm.workloads import Choices
 
     class Forced(Choices):
         def of(self, workload: Any) -> Any:
             options = self.options(workload)
-            return options[number % len(options)] if isinstance(workload, Sparse) else super().of(workload)
+            if not isinstance(workload, (Chain, Sparse)):
+                return super().of(workload)
+            self.seen[workload] += 1
+            return options[number % len(options)]
+
+        def joins(self, chain: Any) -> bool:
+            return True
 
         def skips(self, weights: Any, sparse: Any, dense: Any) -> bool:
             super().skips(weights, sparse, dense)
@@ -135,7 +148,7 @@ def built(model: onnx.ModelProto, number: int, threads: int, *features: str) -> 
         target["mattr"] = list(features)
     program = build.build({"main": frontend.import_model(frontend.fold(model))}, target, choices)
     reference = OnnxRuntimeBackend(1).compile(model)
-    return CpuArtifact(program, reference.inputs, reference.outputs, target), choices.layers
+    return CpuArtifact(program, reference.inputs, reference.outputs, target), choices
 
 
 def results(artifact: CpuArtifact, model: onnx.ModelProto, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:

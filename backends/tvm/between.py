@@ -90,6 +90,6 @@ def elementwise(forms: Forms, result: Any, reader: Any) -> Elementwise | None:
     if not shape or not known(result) or len(roots) != 1:
         return None
     readers = [other for var in inner for other in forms.readers[var]]
-    if not all(other is not None and any(other.same_as(var) for var in (*inner, reader)) for other in readers):
+    if any(other is None or not any(other.same_as(var) for var in (*inner, reader)) for other in readers):
         return None
     return Elementwise(forms, roots[0], result, inner, constants)

@@ -75,7 +75,7 @@ class Forms:
     readers: the variables whose definitions read a variable, each as often as it does; None for the result.
     plain, packed: the forms that exist of each variable of the original function.
     joined: the packed concatenations that exist, by what they concatenate.
-    skipped: the layers that skip zeros, by what they make.
+    skipped: the layers that skip zeros, each a kernel, by what they make.
     """
 
     def __init__(self, module: Any, choices: Choices) -> None:

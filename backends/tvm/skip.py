@@ -67,9 +67,11 @@ def product(forms: Forms, var: Any, x: Any, weights: NDArray[Any], dense: Produc
     layer = _skipping(forms, x, weights, matrix, source, dense)
     if layer is None:
         return None
-    forms.skipped[var] = layer
     joined = _joined(forms, var, layer)
-    return _alone(forms, layer) if joined is None else joined
+    if joined is not None:
+        return joined
+    forms.skipped[var] = layer
+    return _alone(forms, layer)
 
 
 def _joined(forms: Forms, var: Any, layer: Skipping) -> Any:

@@ -25,7 +25,7 @@ from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 from .sparse import Sparse
 
-VERSION = 8  # of kernels and schedules: times of another one say nothing about these
+VERSION = 9  # of kernels and schedules: times of another one say nothing about these
 
 # The static model of a core, in cycles.
 _FMAS = 2.0  # multiply-adds of vectors
@@ -305,7 +305,9 @@ class Attention:
     def _work(self, choice: Choice, core: Core) -> float:
         rows, *widths = choice
         each = zip((self.keys, self.columns), widths, (self.depth, self.keys), strict=True)
-        return sum(n * k * gemm.overhead(self.rows, n, (rows, wide), core) for n, wide, k in each)
+        wholes = ((max(wide, ceil_div(n, core.lanes) * core.lanes), wide, k) for n, wide, k in each)
+        work = sum(n * k * gemm.penalty((rows, wide), core) for n, wide, k in wholes)
+        return ceil_div(self.rows, rows) * rows * work
 
     def function(self, choice: Choice, core: Core) -> Any:
         """The kernel of a choice."""

@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as script
 from . import sums, written
 from .blocks import Blocks, Strip
 from .common import Core, ceil_div, i64
-from .sources import Packed, Pixels, Tokens, positions
+from .sources import Packed, Source, positions
 
 # Of buffers, an output of the first layer, and its sum at a position: what the second layer reads. Gets, too,
 # what keeps a value that is read more than once.
@@ -32,7 +32,7 @@ class Hidden(Packed):
         others: shapes of the buffers that ``between`` reads.
     """
 
-    source: Pixels | Tokens
+    source: Source
     channels: int
     blocks: Blocks
     rows: int
@@ -51,9 +51,7 @@ class Hidden(Packed):
     def positions(self) -> int:
         return self.source.positions
 
-    def pack(
-        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
-    ) -> Any:
+    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
         count, arrays = len(self.source.operands), len(sums.Weights._fields)
         weights, others = sums.Weights(*data[count : count + arrays]), data[count + arrays :]
         strip = Strip(self.rows, strip.vectors)
@@ -67,13 +65,6 @@ class Hidden(Packed):
                 channel = output + r
                 if self.channels % self.rows:
                     channel = tirx.min(channel, i64(self.channels - 1))
-                at = r * i64(strip.wide) + v
-
-                def keep(value: Any, at: Any = at) -> Any:
-                    again = written.local(self.rows * strip.wide)
-                    script.buffer_store(again, value, [at])
-                    return again[at]
-
-                value = self.between(others, channel, kept[at], keep)
+                value = self.between(others, channel, kept[r * i64(strip.wide) + v], script.bind)
                 script.buffer_store(made, value, [(output + r) * i64(wide) + v])
         return made

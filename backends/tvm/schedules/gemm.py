@@ -44,11 +44,11 @@ _TILES = [
     (1, 12, 1.6),
     (1, 8, 1.7),
     # Of twice as many registers.
-    (14, 2, 0.9),
-    (12, 2, 0.91),
-    (9, 3, 0.9),
-    (6, 4, 0.92),
-    (4, 6, 0.94),
+    (14, 2, 0.94),
+    (12, 2, 0.95),
+    (9, 3, 0.88),
+    (6, 4, 0.85),
+    (4, 6, 0.88),
     (1, 24, 1.6),
     # Of half as many.
     (2, 2, 2.0),
@@ -65,8 +65,14 @@ def tiles(rows: int, columns: int, core: Core) -> list[tuple[int, int]]:
 def overhead(rows: int, columns: int, tile: Sequence[int], core: Core) -> float:
     """Estimated time of a product over that of its multiply-adds alone."""
     r, c = tile[:2]
-    (penalty,) = (p for height, v, p in _TILES if (height, v * core.lanes) == (r, c))
-    return penalty * ceil_div(rows, r) * r / rows * ceil_div(columns, c) * c / columns
+    return penalty(tile, core) * ceil_div(rows, r) * r / rows * ceil_div(columns, c) * c / columns
+
+
+def penalty(tile: Sequence[int], core: Core) -> float:
+    """Estimated time of a register tile over that of its multiply-adds alone."""
+    r, c = tile[:2]
+    (known,) = (p for rows, vectors, p in _TILES if (rows, vectors * core.lanes) == (r, c))
+    return known
 
 
 def pack_weights(weights: NDArray[Any], columns: int) -> NDArray[Any]:

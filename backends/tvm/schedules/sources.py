@@ -59,9 +59,7 @@ class Source(Protocol):
         """Emit what is done before all tiles; the buffer, or None."""
         ...
 
-    def pack(
-        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
-    ) -> Any:
+    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
         """Emit what is done before a tile that begins at position ``first``; the buffer, or None.
 
         Args:
@@ -137,9 +135,7 @@ class Pixels(Packed, _Images):
         image, at = (i64(0), p) if self.data[0] == 1 else (_div(p, rows * columns), _mod(p, rows * columns))
         return image, _div(at, columns), _mod(at, columns)
 
-    def pack(
-        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
-    ) -> Any:
+    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
         (x,), panel = data, written.buffer(self.channels * wide)
         sy, sx = self.strides
         with script.serial(i64(0), i64(self.channels)) as i, positions(strip, core.lanes) as v:
@@ -177,9 +173,7 @@ class Tokens(Packed, _OfOne):
     def positions(self) -> int:
         return math.prod(self.lead)
 
-    def pack(
-        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
-    ) -> Any:
+    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
         (x,), panel = data, written.buffer(self.channels * wide)
         sizes = (1,) if strip.chains else (_LINE, LANES, 1)  # a line of the cache is read at once
         for start, count, each in pieces(self.channels, *sizes):
@@ -306,9 +300,7 @@ class Image(_Images):
                     _zeros(image, start + done, length - done)
         return image
 
-    def pack(
-        self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool
-    ) -> Any:
+    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
         return None
 
     def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:

@@ -71,7 +71,7 @@ def image_of(source: Pixels | Image, outputs: int) -> Result:
 
 
 def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: Result, core: Core) -> Any:
-    """A PrimFunc of what a source reads and of the arrays of ``blocks``; `Sparse` adds what is fused to it."""
+    """A PrimFunc of what a source reads and of arrays of ``blocks``; `Sparse` adds what is fused to it."""
     tiles, last = count_tiles(source, strip), strip.last(source.positions, core.lanes)
     work = 2.0 * blocks.values.size * strip.wide  # floating-point operations of a tile
     by_tile = core.threads > 1 and shares_tiles(source, strip, core) and tiles * work > WORTH_THREADS
