@@ -23,7 +23,7 @@ def host_target(threads: int) -> dict[str, Any]:
     """This machine's CPU as a target. Sums may be reordered, which vectorising them needs, and -0 be 0."""
     cpu = codegen.llvm_get_system_cpu()
     target = _target(threads) | ({"mcpu": cpu} if cpu and cpu != "generic" else {})
-    return _unhoisted(target | ({"mattr": ["-fast-gather"]} if _gathers_are_slowed() else {}))
+    return target | ({"mattr": ["-fast-gather"]} if _gathers_are_slowed() else {})
 
 
 def _gathers_are_slowed() -> bool:
@@ -53,16 +53,6 @@ def target_of(processor: Processor, threads: int) -> dict[str, Any]:
         # emulation wherever vectors are longer than 16 bytes.
         features.append("-sve")
     return target | ({"mattr": features} if features else {})
-
-
-def _unhoisted(target: dict[str, Any]) -> dict[str, Any]:
-    """Constants stay where they are read, if that is with AVX-512, whose operators read them from memory.
-    Brought before all loops around, those of a softmax fill registers while products are summed: LLVM then
-    keeps the sums in memory.
-    """
-    if not codegen.target_has_features("avx512f", Target(target)):
-        return target
-    return target | {"cl-opt": ["-disable-machine-licm:bool=1"]}
 
 
 def _target(threads: int) -> dict[str, Any]:
