@@ -13,6 +13,7 @@ from tvm.ir import Constant
 from .forms import Forms, is_float, operator, static_shape
 from .vecmath import BINARY, ELEMENTWISE, f32
 
+_MOST = 32  # operators
 _KNOWN: dict[str, Callable[..., Any]] = {
     "relax.nn.relu": lambda x: tirx.max(x, f32(0)),
     "relax.negative": lambda x: f32(0) - x,
@@ -58,7 +59,7 @@ class Elementwise:
 
 def elementwise(forms: Forms, result: Any, reader: Any) -> Elementwise | None:
     """How ``result``, which only the variable ``reader`` may read, is made of a product; None where other
-    operators are in between, or anyone else reads what they make.
+    operators are in between, or very many, or anyone else reads what they make.
     """
     if not is_float(result):
         return None
@@ -79,6 +80,8 @@ def elementwise(forms: Forms, result: Any, reader: Any) -> Elementwise | None:
         if any(expression.same_as(other) for other in inner):
             return True
         inner.append(expression)
+        if len(inner) > _MOST:
+            return False
         name = operator(call)
         if name == "relax.matmul":
             roots.append(expression)

@@ -95,7 +95,8 @@ class PackedKernels:
     def transform_module(self, module: Any, context: Any) -> Any:
         self.choices.core = _core()
         self.choices.far = constant_bytes(module["main"]) > last_cache(_target())
-        return lower(module, self.choices)
+        # Layers that became one kernel have left their own behind.
+        return relax.transform.DeadCodeElimination()(lower(module, self.choices))
 
 
 @tvm.transform.module_pass(opt_level=0, name="onnx_prune.Schedules")

@@ -6,6 +6,7 @@ A column of the weights is then an offset into it, the same for all positions.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,10 +75,12 @@ class Source(Protocol):
         ...
 
 
-class _OfOne:
+class _OfOne(ABC):
     """Of one tensor."""
 
-    shape: tuple[int, ...]
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]: ...
 
     @property
     def operands(self) -> Sequence[tuple[str, tuple[int, ...], str]]:
@@ -91,7 +94,7 @@ class _Images(_OfOne):
     data: tuple[int, int, int, int]
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         return self.data
 
     @property
@@ -166,7 +169,7 @@ class Tokens(Packed, _OfOne):
     channels: int
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         return (*self.lead, self.channels)
 
     @property
