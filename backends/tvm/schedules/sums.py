@@ -18,7 +18,7 @@ from .sources import LINE, lanes, positions
 
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
 _AHEAD = 8192  # bytes of weights, how far ahead non-zeros are asked for
-_NEAR = 1 << 21  # bytes of weights that stay in caches where asking takes longer than it saves
+_NEAR = 1 << 20  # bytes of weights that stay in the second cache, where asking takes longer than it saves
 _APART = 8  # vectors of sums that hide the latency of a multiply-add
 
 
