@@ -84,6 +84,24 @@ def test_every_choice_computes_the_same(number: int, tokens: int, threads: int) 
     check(with_zeros(model(bias_and_relu, tokens, outputs=21), MASKS["4x1"], 0), number, threads, 1)
 
 
+def test_both_ways_are_noted_to_be_measured() -> None:
+    from onnx_prune.backends.tvm.chain import Chain
+    from onnx_prune.backends.tvm.schedules.sources import Tokens
+    from onnx_prune.backends.tvm.sparse import Pattern, Sparse
+    from onnx_prune.backends.tvm.workloads import Choices, Measured, key
+
+    first, second = (
+        Sparse(Tokens((40,), 30), 50, Pattern(4, 20)),
+        Sparse(Tokens((40,), 50), 22, Pattern(4, 20)),
+    )
+    chain, choices = Chain(first, second), Choices()
+    assert choices.joins(chain) and second in choices.seen and chain not in choices.seen
+    best = {workload: choices.options(workload)[0] for workload in (chain, first, second)}
+    times = {chain: 3.0, first: 1.0, second: 1.0}
+    slow = Choices({key(w, False): Measured(best[w], seconds) for w, seconds in times.items()})
+    assert not slow.joins(chain) and chain in slow.seen
+
+
 def test_three_layers_are_a_chain_and_a_layer() -> None:
     net = Net(1, 40, 30)
     y = net.op("Relu", net.op("MatMul", "x", net.weight(30, 50)))

@@ -136,7 +136,7 @@ def forced(model: onnx.ModelProto, number: int, threads: int, *features: str) ->
             return options[number % len(options)]
 
         def joins(self, chain: Any) -> bool:
-            return True
+            return bool(self.options(chain))
 
         def skips(self, weights: Any, sparse: Any, dense: Any) -> bool:
             super().skips(weights, sparse, dense)

@@ -28,14 +28,12 @@ class Elementwise:
 
     Attributes:
         result: what it makes.
-        inner: the variables it is made of, ``root`` and ``result`` among them.
         constants: of more than one element, each of which has one for each place on the last axis.
     """
 
     forms: Forms
     root: Any
     result: Any
-    inner: list[Any]
     constants: list[Any]
 
     def __call__(self, buffers: Sequence[Any], place: Any, value: Any, keep: Callable[[Any], Any]) -> Any:
@@ -95,4 +93,4 @@ def elementwise(forms: Forms, result: Any, reader: Any) -> Elementwise | None:
     readers = [other for var in inner for other in forms.readers[var]]
     if any(other is None or not any(other.same_as(var) for var in (*inner, reader)) for other in readers):
         return None
-    return Elementwise(forms, roots[0], result, inner, constants)
+    return Elementwise(forms, roots[0], result, constants)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
 from .computed import MOST, Operand
@@ -54,8 +54,8 @@ class Chain:
     def cycles(self, choice: tuple[int, ...], core: Core, far: bool) -> float:
         """What a choice takes, by the static model."""
         a, b = _strips(choice)
-        first = self.first.cycles((a.rows, a.vectors, 0, 0), core, far) - self.first.storing(a)
-        return first + self.second.cycles((b.rows, b.vectors, 0, 0), core, far) - self.second.packing(b)
+        first = self.first.cycles(astuple(a), core, far) - self.first.storing(a)
+        return first + self.second.cycles(astuple(b), core, far) - self.second.packing(b)
 
     def kernel(
         self,
@@ -88,8 +88,7 @@ class Chain:
     def blocks(self, weights: tuple[Any, Any], choice: tuple[int, ...], core: Core) -> tuple[Blocks, Blocks]:
         """Weights (outputs, columns) of both as the kernel of a choice reads them."""
         (a, b), (first, second) = _strips(choice), weights
-        one, other = (a.rows, a.vectors, 0, 0), (b.rows, b.vectors, 0, 0)
-        return self.first.blocks(first, one, core), self.second.blocks(second, other, core)
+        return self.first.blocks(first, astuple(a), core), self.second.blocks(second, astuple(b), core)
 
     def _drawn(self, choice: tuple[int, ...], core: Core) -> tuple[Blocks, Blocks]:
         return self.blocks((self.first.drawn, self.second.drawn), choice, core)

@@ -82,7 +82,7 @@ def _joined(forms: Forms, var: Any, layer: Skipping) -> Any:
         return None
     workload = Chain(before.workload, layer.workload)
     alike = Chain(before.workload.in_rows(), layer.workload.in_rows())
-    if not alike.choices(forms.choices.core, forms.choices.far) or not forms.choices.joins(alike):
+    if not forms.choices.joins(alike):
         return None
     choice, core = forms.choices.of(alike), forms.choices.core
     first, second = workload.blocks((before.matrix, layer.matrix), choice, core)

@@ -424,13 +424,19 @@ class Choices:
         return found.choice if found is not None and found.choice in options else options[0]
 
     def joins(self, chain: Chain) -> bool:
-        """Whether two layers that skip zeros are one kernel; by what was measured, or else estimated."""
+        """Whether two layers that skip zeros are one kernel; by what was measured, or else estimated. The way
+        that is not taken is noted; the other is when `of` is asked for it.
+        """
+        if not self.options(chain):
+            return False
         layers = (chain.first, chain.second)
         known = [self.known.get(key(workload, self.far)) for workload in (chain, *layers)]
         times = [found.seconds for found in known if found is not None]
         if len(times) < len(known) or len({found.estimated for found in known if found is not None}) > 1:
             times = [w.cycles(self._best(w), self.core, self.far) for w in (chain, *layers)]
-        return times[0] < sum(times[1:])
+        taken = times[0] < sum(times[1:])
+        self.seen[chain.second if taken else chain] += 1  # the first was asked for by itself
+        return taken
 
     def skips(self, weights: NDArray[Any], sparse: Sparse, dense: Convolution | Product) -> bool:
         """Whether a layer is to skip the zeros of its weights; by what was measured of both ways, or else by

@@ -41,11 +41,8 @@ class Hidden(Packed):
 
     @property
     def operands(self) -> Sequence[tuple[str, tuple[int, ...], str]]:
-        names = [f"first_{name}" for name in sums.Weights._fields]
-        arrays = zip(names, self.blocks.arrays, strict=True)
-        weights = [(name, array.shape, str(array.dtype)) for name, array in arrays]
         others = [(f"between{n}", shape, "float32") for n, shape in enumerate(self.others)]
-        return [*self.source.operands, *weights, *others]
+        return [*self.source.operands, *sums.operands(self.blocks, "first_"), *others]
 
     @property
     def positions(self) -> int:

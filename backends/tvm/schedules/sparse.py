@@ -83,8 +83,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
             return script.arg(name, script.buffer([i64(d) for d in shape], dtype))
 
         data = [argument(*operand) for operand in source.operands]
-        arrays = zip(sums.Weights._fields, blocks.arrays, strict=True)
-        weights = sums.Weights(*(argument(name, array.shape, str(array.dtype)) for name, array in arrays))
+        weights = sums.Weights(*(argument(*operand) for operand in sums.operands(blocks)))
         made = argument("result", result.shape, "float32")
         with script.sblock("root"), script.sblock("sparse"):
             script.sblock_attr({"sparse": 1})

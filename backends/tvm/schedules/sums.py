@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import f32
 from . import written
-from .blocks import Strip
+from .blocks import Blocks, Strip
 from .common import LANES, Core, ceil_div, i64
 from .sources import LINE, lanes, positions
 
@@ -33,6 +33,12 @@ class Weights(NamedTuple):
     def output(self, run: Any) -> Any:
         """The first output of the block of a run."""
         return script.bind(self.places[run].astype("int64"))
+
+
+def operands(blocks: Blocks, prefix: str = "") -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and type of the buffers of `Weights`."""
+    named = zip(Weights._fields, blocks.arrays, strict=True)
+    return [(prefix + name, array.shape, str(array.dtype)) for name, array in named]
 
 
 def nothing(r: Any, v: Any) -> Any:
