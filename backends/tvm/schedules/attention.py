@@ -94,8 +94,7 @@ def kernel(sizes: Sizes, operands: Operands, tile: Sequence[int], core: Core) ->
             script.sblock_attr({"written": 1})
             script.reads(*(buffer[written.whole(buffer)] for buffer in buffers[:-1]))
             script.writes(buffers[-1][written.whole(buffers[-1])])
-            loop = script.parallel if core.threads > 1 else script.serial
-            with loop(i64(0), i64(batch * parts)) as turn, written.block("attention_part"):
+            with written.each(batch * parts, core.threads > 1) as turn, written.block("attention_part"):
                 lead = apart(sizes.batch, tirx.floordiv(turn, i64(parts)))
                 emit = _Emit(sizes, operands, buffers, lead, rows, band, core.lanes)
                 keys = emit.packed(operands.key, of_keys, sizes.depth)

@@ -280,8 +280,7 @@ class Image(_Images):
         (x,), (n, channels, h, w) = data, self.data
         (top, left), (sy, sx), length = self.window.padding[:2], self.window.strides, self._length(strip)
         image = written.buffer(channels * self._copies * sy * length)
-        each = script.parallel if core.threads > 1 else script.serial
-        with each(i64(0), i64(channels)) as i:
+        with written.each(channels, core.threads > 1) as i:
             for copy in range(self._copies):
                 shift = copy * (self.window.dilations[1] if self.exact else 1) - left
                 low = min(self.wide, max(0, ceil_div(-shift, sx)))  # columns before it are of the margin

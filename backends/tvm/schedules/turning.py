@@ -81,8 +81,7 @@ def _function(
             script.reads(x[written.whole(x)])
             script.writes(made[written.whole(made)])
             for first, count, whole in pieces(c, LANES):
-                loop = script.parallel if parallel else script.serial
-                loops = script.serial(i64(0), i64(n)), loop(i64(0), i64(count))
+                loops = script.serial(i64(0), i64(n)), written.each(count, parallel)
                 with loops[0] as b, loops[1] as at, written.block("turning_block"):
                     k = i64(first // LANES) + at
                     for start, turns, some in pieces(h * w, LANES):
