@@ -50,6 +50,14 @@ def masked(net: Net) -> str:
     return net.op("MatMul", net.op("Softmax", scores, axis=-1), value)
 
 
+def bounded(net: Net) -> str:
+    """The smaller and the larger of a score and a number, which comes first and last."""
+    query, key, value = heads(net, 19, 8, 3)
+    scores = net.op("Min", net.constant(np.float32(0.5)), net.op("MatMul", query, key))
+    scores = net.op("Max", scores, net.constant(np.float32(-0.5)))
+    return net.op("MatMul", net.op("Softmax", scores, axis=-1), value)
+
+
 def masked_by_input(net: Net) -> str:
     """What is added is computed, and depends on the key only."""
     query, key, value = heads(net, 19, 8, 3)
@@ -100,7 +108,7 @@ def weighed_by_constant(net: Net) -> str:
     return net.op("MatMul", scores, net.weight(1, 3, 19, 5))
 
 
-TAKEN = [plain, scaled, masked, masked_by_input, in_windows, one_query]
+TAKEN = [plain, scaled, masked, bounded, masked_by_input, in_windows, one_query]
 APART = [seen_twice, over_queries, weighed_by_constant]
 
 

@@ -140,10 +140,29 @@ def test_quotients_by_constants_are_products_unless_they_are_rounded() -> None:
             total = builder.emit(relax.op.add(builder.emit(relax.op.round(thirds[0])), thirds[1]))
             total = builder.emit_output(builder.emit(relax.op.add(total, none)))
         builder.emit_func_output(total)
-    made = [
-        str(binding.value.op.name)
-        for block in tidy(builder.finalize())["main"].body.blocks
-        for binding in block.bindings
-        if isinstance(binding.value, relax.Call)
-    ]
+    made = operators(tidy(builder.finalize()))
     assert made.count("relax.divide") == 2 and made.count("relax.multiply") == 1
+
+
+def operators(module: Any) -> list[str]:
+    """Those that ``main`` calls."""
+    from tvm import relax
+
+    blocks = module["main"].body.blocks
+    values = [binding.value for block in blocks for binding in block.bindings]
+    return [str(value.op.name) for value in values if isinstance(value, relax.Call)]
+
+
+def test_what_the_importer_stacks_is_compared_and_added_two_by_two() -> None:
+    """Before: max(stack(spread(x), spread(row))). After: maximum(x, row), which spreads it itself."""
+    from onnx_prune.backends.tvm.constants import tidy
+    from tvm.relax.frontend.onnx import from_onnx
+    from tvm.relax.transform import DeadCodeElimination
+
+    g = Graph()
+    x = g.input(3, 4)
+    largest = g("Max", x, g("ReduceMax", x, axes=[0], keepdims=1), g.scalar(1.0))
+    module = from_onnx(g.model(g("Min", g("Sum", largest, x), g.weight(2, 1, 1))).proto)
+    made = operators(DeadCodeElimination()(tidy(module)))
+    assert [made.count(f"relax.{name}") for name in ("maximum", "add", "minimum")] == [2, 1, 1]
+    assert not any(made.count(f"relax.{name}") for name in ("stack", "broadcast_to", "sum", "min"))

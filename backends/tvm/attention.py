@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm.ir import Constant
 
-from .forms import ALONE, Forms, is_float, operator, static_shape
+from .forms import ALONE, Forms, is_float, number_of, operator, static_shape
 from .schedules import attention
 from .schedules.common import i64
 from .vecmath import BINARY, f32
@@ -125,9 +125,9 @@ def _factor(call: Any) -> tuple[Any, float] | None:
     if operator(call) != "relax.multiply":
         return None
     for tensor, factor in (call.args, call.args[::-1]):
-        number = isinstance(factor, Constant) and math.prod(static_shape(factor)) == 1
-        if number and static_shape(tensor) == static_shape(call):
-            return tensor, float(factor.value.numpy().reshape(-1)[0])
+        number = number_of(factor)
+        if number is not None and static_shape(tensor) == static_shape(call):
+            return tensor, number
     return None
 
 
@@ -182,9 +182,9 @@ def attend(forms: Forms, found: Heads, order: Sequence[int], read: Callable[[Any
 def _scored(step: Step, shape: Sequence[int], number: Callable[[Any], int]) -> attention.Score:
     """What a step does with the score at a position of ``shape``."""
     sizes = static_shape(step.operand)
-    if isinstance(step.operand, Constant) and math.prod(sizes) == 1:
-        factor = f32(float(step.operand.value.numpy().reshape(-1)[0]))
-        return lambda buffers, at, product: step.apply(product, factor)
+    factor = number_of(step.operand)
+    if factor is not None:
+        return lambda buffers, at, product: step.apply(product, f32(factor))
     buffer, place = number(step.operand), reshape_index(step.shape, shape)
 
     def score(buffers: Sequence[Any], at: Sequence[Any], product: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from tvm import tirx
 from tvm.ir import Constant
 
-from .forms import Forms, is_float, operator, static_shape
+from .forms import Forms, is_float, number_of, operator, static_shape
 from .vecmath import BINARY, ELEMENTWISE, f32
 
 _MOST = 32  # operators
@@ -42,10 +42,11 @@ class Elementwise:
 
         def of(expression: Any) -> Any:
             if isinstance(expression, Constant):
-                if math.prod(static_shape(expression)) == 1:
-                    return f32(float(expression.value.numpy().reshape(-1)[0]))
-                number = next(n for n, other in enumerate(self.constants) if other.same_as(expression))
-                return buffers[number][place]
+                number = number_of(expression)
+                if number is not None:
+                    return f32(number)
+                found = next(n for n, other in enumerate(self.constants) if other.same_as(expression))
+                return buffers[found][place]
             if expression not in made:
                 call = self.forms.definition(expression)
                 value = _KNOWN[operator(call)](*(of(argument) for argument in call.args))

@@ -1,8 +1,9 @@
-"""Tidying what the importer leaves: small work on constants done in NumPy, Clip made operators again, and
-quotients by constants products.
+"""Tidying what the importer leaves: small work on constants done in NumPy, Clip, Min, Max and Sum made
+operators again, and quotients by constants products.
 
 TVM's own folding compiles a kernel for every constant expression, which takes longer than the rest of the
-lowering. The importer makes Clip two ready kernels that nothing fuses with and no layout passes through.
+lowering. The importer makes Clip two ready kernels that nothing fuses with and no layout passes through, and
+stacks what Min and Max compare or Sum adds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.where": np.where,
 }
 _ROUND = ("relax.astype", "relax.ceil", "relax.floor", "relax.quantize", "relax.round", "relax.trunc")
+_BY_TWO = {"relax.max": relax.op.maximum, "relax.min": relax.op.minimum, "relax.sum": relax.op.add}
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 
@@ -78,15 +81,21 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
             made = self._normalise(call)
         elif name == "relax.dequantize":
             made = self._dequantise(call)
+        elif name in _BY_TWO:
+            made = self._by_two(call, _BY_TWO[name])
         elif name in _ELEMENTWISE or name in _RESHAPES or name == "relax.permute_dims":
             made = self._fold(call, name)
             if made is None and name == "relax.divide":
                 made = self._multiply(call)
         return super().visit_call_(call) if made is None else made
 
-    def _constant(self, expression: Any) -> Any:
+    def _bound(self, expression: Any) -> Any:
+        """What an expression has become; of a variable, what it is bound to."""
         visited = self.visit_expr(expression)
-        bound = self.lookup_binding(visited) if isinstance(visited, relax.Var) else visited
+        return self.lookup_binding(visited) if isinstance(visited, relax.Var) else visited
+
+    def _constant(self, expression: Any) -> Any:
+        bound = self._bound(expression)
         return bound.value.numpy() if isinstance(bound, Constant) else None
 
     def _fold(self, call: Any, name: str) -> Any:
@@ -141,6 +150,20 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
         product = self.builder_.emit(relax.op.multiply(self.visit_expr(call.args[0]), factor))
         result = self.builder_.emit(relax.op.add(product, shift))
         return self.builder_.normalize(relax.Tuple([result, relax.const(mean), relax.const(variance)]))
+
+    def _by_two(self, call: Any, make: Callable[[Any, Any], Any]) -> Any:
+        """The sum or an extreme of tensors that were stacked, two by two."""
+        stack = self._bound(call.args[0])
+        if operator(stack) != "relax.stack" or int(stack.attrs.axis or 0) or call.attrs.keepdims:
+            return None
+        if call.attrs.axis is None or [int(axis) for axis in call.attrs.axis] != [0]:
+            return None
+        parts = []
+        for part in stack.args[0].fields:
+            spread = self._bound(part)
+            parts.append(spread.args[0] if operator(spread) == "relax.broadcast_to" else part)
+        made = self.builder_.normalize(reduce(lambda a, b: self.builder_.emit(make(a, b)), parts))
+        return made if shape_of(made) == shape_of(call) else None
 
     def _clip(self, call: Any) -> Any:
         found = _BOUND.fullmatch(call.args[0].name_hint)

@@ -6,6 +6,7 @@ holding anything finite. The other form is made where somebody asks for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -51,6 +52,13 @@ def dtype_of(expression: Any) -> str:
     """The type of the elements of a tensor of static shape; an empty string for anything else."""
     known = isinstance(expression.ty, relax.TensorType) and shape_of(expression) is not None
     return str(expression.ty.dtype) if known else ""
+
+
+def number_of(expression: Any) -> float | None:
+    """What a constant of one element holds; None for anything else."""
+    if not isinstance(expression, Constant) or math.prod(static_shape(expression)) != 1:
+        return None
+    return float(expression.value.numpy().reshape(-1)[0])
 
 
 def operator(value: Any) -> str:

@@ -13,7 +13,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Constant
 
 from . import attention, skip
-from .forms import ALONE, ELEMENTWISE, FUSIBLE, Forms, operator, shape_of, static_shape
+from .forms import ALONE, ELEMENTWISE, FUSIBLE, Forms, number_of, operator, shape_of, static_shape
 from .schedules import gemm, rows
 from .vecmath import ELEMENTWISE as FUNCTIONS
 from .views import View, axes_of, divides, reshape_index, view
@@ -157,14 +157,12 @@ def layer_norm(forms: Forms, var: Any, call: Any) -> bool:
 def power(forms: Forms, var: Any, call: Any) -> bool:
     """Small constant exponents as products: pow is a scalar libm call."""
     x, exponent = call.args
-    if not isinstance(exponent, Constant) or math.prod(static_shape(exponent)) != 1:
-        return False
-    powers: dict[float, Callable[[Any], Any]] = {
+    powers: dict[float | None, Callable[[Any], Any]] = {
         2.0: lambda v: v * v,
         3.0: lambda v: v * v * v,
         0.5: tirx.sqrt,
     }
-    function = powers.get(float(exponent.value.numpy().reshape(-1)[0]))
+    function = powers.get(number_of(exponent))
     if function is None or shape_of(x) != static_shape(var):
         return False
     return pointwise(forms, var, x, function, "power")
