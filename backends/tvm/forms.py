@@ -61,6 +61,12 @@ def number_of(expression: Any) -> float | None:
     return float(expression.value.numpy().reshape(-1)[0])
 
 
+def is_over_last(axes: Sequence[Any], expression: Any) -> bool:
+    """Whether axes are the last one of an expression of two or more."""
+    rank = len(static_shape(expression))
+    return rank > 1 and [int(axis) % rank for axis in axes] == [rank - 1]
+
+
 def operator(value: Any) -> str:
     """Name of the operator that a value calls, or an empty string."""
     return getattr(value.op, "name", "") if isinstance(value, relax.Call) else ""

@@ -13,7 +13,17 @@ from tvm import relax, te, tirx
 from tvm.ir import Constant
 
 from . import attention, skip
-from .forms import ALONE, ELEMENTWISE, FUSIBLE, Forms, number_of, operator, shape_of, static_shape
+from .forms import (
+    ALONE,
+    ELEMENTWISE,
+    FUSIBLE,
+    Forms,
+    is_over_last,
+    number_of,
+    operator,
+    shape_of,
+    static_shape,
+)
 from .schedules import gemm, rows
 from .vecmath import ELEMENTWISE as FUNCTIONS
 from .views import View, axes_of, divides, reshape_index, view
@@ -132,8 +142,7 @@ def _batched(forms: Forms, call: Any, order: list[int]) -> Any:
 
 def softmax(forms: Forms, var: Any, call: Any) -> bool:
     """Softmax over the last axis."""
-    rank = len(static_shape(var))
-    if rank < 2 or int(call.attrs.axis) % rank != rank - 1:
+    if not is_over_last([call.attrs.axis], var):
         return False
     forms.plain[var] = forms.emit(rows.softmax, "softmax", FUSIBLE, forms.rebuild(call.args[0]))
     return True
@@ -141,8 +150,7 @@ def softmax(forms: Forms, var: Any, call: Any) -> bool:
 
 def layer_norm(forms: Forms, var: Any, call: Any) -> bool:
     """LayerNorm over the last axis."""
-    rank = len(static_shape(var))
-    if rank < 2 or [int(a) % rank for a in call.attrs.axes] != [rank - 1]:
+    if not is_over_last(call.attrs.axes, var):
         return False
     epsilon = float(call.attrs.epsilon)
     forms.plain[var] = forms.emit(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Protocol
 
@@ -16,9 +16,10 @@ from tvm import relax
 from ..base import SparseLayer
 from .between import elementwise
 from .chain import Chain
-from .forms import ALONE, FUSIBLE, Forms, static_shape
+from .forms import ALONE, FUSIBLE, Forms, is_over_last, operator, shape_of, static_shape
 from .schedules import conv
-from .schedules.sources import Image, Pixels, Tokens
+from .schedules.normal import Normalised
+from .schedules.sources import FEW, Image, Pixels, Tokens
 from .sparse import Sparse, pattern_of
 from .workloads import Convolution, Product
 
@@ -32,11 +33,13 @@ class Skipping:
     Attributes:
         x: what it reads.
         matrix: its weights (outputs, columns).
+        arguments: what its kernel reads, which may be what x is made of.
     """
 
     x: Any
     matrix: NDArray[Any]
     workload: Sparse
+    arguments: Sequence[Any]
 
 
 def has_zeros(weights: NDArray[Any]) -> bool:
@@ -67,6 +70,7 @@ def product(forms: Forms, var: Any, x: Any, weights: NDArray[Any], dense: Produc
     layer = _skipping(forms, x, weights, matrix, source, dense)
     if layer is None:
         return None
+    layer = _normalising(forms, layer, source)
     joined = _joined(forms, var, layer)
     if joined is not None:
         return joined
@@ -92,7 +96,7 @@ def _joined(forms: Forms, var: Any, layer: Skipping) -> Any:
         workload.kernel((first, second), choice, core, between, shapes),
         "sparse",
         FUSIBLE,
-        forms.rebuild(before.x),
+        *(forms.rebuild(argument) for argument in before.arguments),
         *(relax.const(array) for array in (*first.arrays, *constants, *second.arrays)),
         shape=workload.second.result.shape,
         workload=workload,
@@ -113,7 +117,22 @@ def _skipping(
         halves = forms.choices.core.halves and bool((matrix == matrix.astype(np.float16)).all())
     workload = Sparse(source, len(matrix), pattern_of(matrix), groups, halves)
     taken = forms.choices.skips(weights, workload.in_rows(), dense)
-    return Skipping(x, matrix, workload) if taken else None
+    return Skipping(x, matrix, workload, [x]) if taken else None
+
+
+def _normalising(forms: Forms, layer: Skipping, tokens: Tokens) -> Skipping:
+    """A layer with the LayerNorm before it, where nobody else reads what that makes."""
+    call = forms.definition(layer.x)
+    several = tokens.positions >= FEW  # which are in the lanes
+    if operator(call) != "relax.nn.layer_norm" or not forms.is_read_once(layer.x) or not several:
+        return layer
+    x, *parameters = call.args[:3]
+    shapes = {shape_of(parameter) for parameter in parameters}
+    if not is_over_last(call.attrs.axes, layer.x) or shapes != {(tokens.channels,)}:
+        return layer
+    source = Normalised(tokens.lead, tokens.channels, float(call.attrs.epsilon))
+    workload = replace(layer.workload, source=source)
+    return replace(layer, workload=workload, arguments=[x, *parameters])
 
 
 def _alone(forms: Forms, layer: Skipping) -> Any:
@@ -127,7 +146,7 @@ def _alone(forms: Forms, layer: Skipping) -> Any:
         workload.kernel(blocks, choice, core),
         "sparse",
         pattern,
-        forms.rebuild(layer.x),
+        *(forms.rebuild(argument) for argument in layer.arguments),
         *(relax.const(array) for array in blocks.arrays),
         shape=result.shape,
         workload=workload,
