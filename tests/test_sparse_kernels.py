@@ -185,23 +185,6 @@ def test_every_choice_computes_the_same(layer: str, number: int) -> None:
     assert np.array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("feature", ["+fast-gather", "-fast-gather"])
-def test_elements_of_a_row_are_gathered_or_put_together(feature: str) -> None:
-    from onnx_prune.backends.tvm.machine import core_of, host_target
-    from tvm.target import Target, codegen
-
-    target = Target(host_target(1) | {"mattr": [feature]})
-    if not codegen.target_has_features("avx2", target):
-        pytest.skip("gathers are of AVX2")
-    assert core_of(target).gathers == (feature[0] == "+")
-    model = with_zeros(layers()["one token"], MASKS["single"], 1)
-    options = built(model, 0, 1, feature)[1][0].sparse.choices(core_of(target), False)
-    single = next(number for number, (rows, _, _, chains) in enumerate(options) if rows == 1 and chains)
-    artifact, _ = built(model, single, 1, feature)
-    got, wanted = results(artifact, model, seed=2)
-    assert np.array_equal(got, wanted)
-
-
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(
     ("rows", "run", "chains"), [(1, 0, 0), (4, 0, 0), (4, 3, 0), (1, 8, 0), (2, 5, 0), (8, 0, 4)]

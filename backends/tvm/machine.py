@@ -72,7 +72,7 @@ def core_of(target: Any) -> Core:
     if has("avx512f"):
         known = has("avx512vnni") and has("avx512vl")
         dots = Dots("llvm.x86.avx512.vpdpbusd.512", 16, "uint8", half) if known else None
-        return Core(threads, lanes=16, registers=32, halves=True, gathers=gathers, dots=dots)
+        return Core(threads, lanes=16, registers=32, halves=True, gathers=gathers, picks=True, dots=dots)
     if has("neon"):
         dots = Dots("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, "int8") if has("dotprod") else None
         return Core(threads, registers=16, halves=True, elements=True, dots=dots)

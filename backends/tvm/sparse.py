@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .computed import MOST, Operand
 from .schedules import sparse
-from .schedules.blocks import Blocks, Strip, blocks_of
+from .schedules.blocks import Blocks, Strip, blocks_of, windows_of
 from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.sources import FEW, Image, Pixels, Tokens
 
@@ -33,6 +33,7 @@ _SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
 _WHERE = 1.5  # of an offset, in loads
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
+_UNEVEN = 1.77  # how much more the largest of sixteen counts is than their mean, in deviations
 _AGAIN, _CARRIED = 3.0, 4.0  # a run: its loop, each vector of sums to or from memory
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
 _ROW = 20.0  # a row of an image in a tile
@@ -155,11 +156,14 @@ class Sparse:
                 for wide in range(1, min(positions, 4) + 1):
                     if rows == 1:
                         found += [Strip(1, wide, 0, count * LANES) for count in (1, 2)]
+                        if wide == 1 and self._has_windows(core):
+                            found += [Strip(core.lanes, 1, 0, chains, 2 * core.lanes) for chains in (2, 4)]
                         continue
-                    for chains in (1, 2, 4, 8):
+                    for chains in (1, 2, 4, 8, 16):
                         strip = Strip(rows, wide, 0, chains)
                         sums = 1 if strip.crossed(core) else wide * lanes
-                        if chains * sums <= core.registers - 4:
+                        fits = chains <= 8 and chains * sums <= core.registers - 4
+                        if fits or strip.gathers(core):
                             found.append(strip)
             if rows > 8 or positions < FEW // 2:
                 continue
@@ -171,6 +175,11 @@ class Sparse:
                 if rows * wide + read + 1 <= core.registers:
                     found += [Strip(rows, vectors, run) for run in _RUNS]
         return found
+
+    def _has_windows(self, core: Core) -> bool:
+        """Whether outputs may have columns of their own: these follow each other in the source."""
+        follow = not isinstance(self.source, Image) and self.groups == 1 and self.columns >= 2 * core.lanes
+        return core.picks and follow and self.pattern.rows == 1 and self.outputs >= core.lanes
 
     def _in_one(self, vectors: int, core: Core) -> int:
         """How many blocks of eight lanes are one vector of the core."""
@@ -213,6 +222,10 @@ class Sparse:
 
     def _nonzeros(self, strip: Strip) -> float:
         """Of a block, filled to whole turns."""
+        if strip.window:
+            density = self.pattern.density / 100
+            each = density + _UNEVEN * math.sqrt(density * (1 - density) / strip.window)
+            return self.columns * min(1.0, each) + (strip.turn - 1) / 2
         return self.columns * self.pattern.share(strip.rows) + (strip.turn - 1) / 2
 
     def _tile(self, strip: Strip, core: Core) -> float:
@@ -221,8 +234,13 @@ class Sparse:
         if strip.chains:
             lanes = _lanes(strip.rows, core)
             multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
-            if strip.crossed(core):
+            if strip.window:
+                multiplies, loads = 1.0 + 2 * _SPREAD, 4.0 + _WHERE  # numbers are made wider, too
+            elif strip.crossed(core):
                 multiplies, loads = 1.0 + _SPREAD, 2.0 + _WHERE
+            elif strip.gathers(core):
+                share = strip.rows / core.lanes  # of a vector
+                multiplies, loads = (1.0 + _SPREAD) * share, share + _GATHER[True] + _WHERE
             if strip.rows == 1:
                 multiplies, loads = strip.wide / LANES, strip.wide * _GATHER[core.gathers] + _WHERE
             waits = _LATENCY / strip.chains
@@ -246,6 +264,8 @@ class Sparse:
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...], core: Core) -> Blocks:
         """Weights (outputs, columns) as the kernel of a choice reads them."""
         strip = Strip(*choice)
+        if strip.window:
+            return windows_of(weights, strip, self._dtype(strip))
         apart = strip.run and not sparse.shares_tiles(self.source, strip, core)
         groups = min(core.threads, ceil_div(self.outputs, strip.rows)) if apart else 1
         offsets = self.source.columns(strip).reshape(self.groups, -1)

@@ -29,6 +29,7 @@ Score = Callable[[Sequence[Any], Sequence[Any], Any], Any]
 _LEAST = -3.0e38
 _NEAR = 1 << 14  # bytes of scores that stay in the first cache with a panel
 _TOGETHER = 3  # rows of scores that become shares at once: what one waits for hides behind the others
+_STEP = 32  # of a product's depth in a loop of its own: sums of the innermost loops keep their registers
 _AGAIN = 0.2  # what reading a panel again takes, of a tile
 
 
@@ -284,10 +285,13 @@ class _Emit:
         sums = written.local(self.rows * wide)
         with script.unroll(i64(0), i64(self.rows)) as r, self._columns(wide) as lane:
             script.buffer_store(sums, f32(0), [r * wide + lane])
-        loops = script.serial(i64(0), i64(depth)), script.unroll(i64(0), i64(self.rows))
-        with loops[0] as k, loops[1] as r, self._columns(wide) as lane:
-            factor = packed[run.column(p) * i64(depth) + k * i64(wide) + lane]
-            script.buffer_store(sums, sums[r * wide + lane] + read(r, k) * factor, [r * wide + lane])
+        for start, count, each in pieces(depth, _STEP, 1):
+            turns, steps = script.serial(i64(0), i64(count)), script.serial(i64(0), i64(each))
+            rows = script.unroll(i64(0), i64(self.rows))
+            with turns as t, steps as s, rows as r, self._columns(wide) as lane:
+                k = i64(start) + t * i64(each) + s
+                factor = packed[run.column(p) * i64(depth) + k * i64(wide) + lane]
+                script.buffer_store(sums, sums[r * wide + lane] + read(r, k) * factor, [r * wide + lane])
         return sums
 
     def _read(self, operand: tuple[int, Read], at: Sequence[Any]) -> Any:

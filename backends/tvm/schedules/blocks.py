@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ class Strip:
         chains: 0 where positions are in the lanes. For few positions outputs are, and so many non-zeros are
             summed apart from each other, which hides the latency of a multiply-add; with one output, these
             are in the lanes.
+        window: 0 where outputs of a block share the column of a non-zero. Else each has its own one of so
+            many that follow each other, which two vectors hold.
     """
 
     rows: int
     vectors: int
     run: int = 0
     chains: int = 0
+    window: int = 0
 
     @property
     def wide(self) -> int:
@@ -54,6 +57,10 @@ class Strip:
         fits = size <= core.lanes and size % LANES == 0 and not core.elements
         return fits and self.chains > 0 and min(self.rows, self.wide) > 1
 
+    def gathers(self, core: Core) -> bool:
+        """Whether what several non-zeros multiply at one position is put together by one instruction."""
+        return core.gathers and self.chains >= LANES and self.vectors == 1 and 1 < self.rows < core.lanes
+
     def last(self, positions: int, lanes: int) -> Strip | None:
         """Of the last tile, which has fewer vectors of ``lanes`` where few positions are left to it; None
         where they make whole tiles.
@@ -71,10 +78,13 @@ class Blocks:
 
     Attributes:
         values: shape (non-zeros · rows,), float32 or float16: the rows of a block at one column.
-        offsets: shape (non-zeros,), of the column in the source: uint16 where that holds all, or int32.
+        offsets: shape (non-zeros,), of the column in the source: uint16 where that holds all, or int32. Of
+            the first one of a window, where outputs have columns of their own.
         starts: shape (runs + 1,), int32: where the non-zeros of each run begin, counted in turns.
         places: shape (runs,), int32: the first output of the block of each run.
         groups: of blocks beside each other, which have as many runs each.
+        picks: shape (non-zeros · rows,), uint8: the column of each row within its window; of no elements
+            where rows share them.
     """
 
     values: NDArray[Any]
@@ -82,11 +92,13 @@ class Blocks:
     starts: NDArray[Any]
     places: NDArray[Any]
     groups: int
+    picks: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.uint8))
 
     @property
     def arrays(self) -> list[NDArray[Any]]:
         """In the order in which kernels take them."""
-        return [self.values, self.offsets, self.starts, self.places]
+        picks = [self.picks] if self.picks.size else []
+        return [self.values, self.offsets, self.starts, self.places, *picks]
 
 
 def blocks_of(
@@ -133,6 +145,35 @@ def blocks_of(
     reads = np.maximum.accumulate(reads.reshape(-1, turn), 1).reshape(-1)
     tables = (starts.astype(np.int32), (places * strip.rows).astype(np.int32))
     return Blocks(values.reshape(-1), reads, *tables, groups)
+
+
+def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> Blocks:
+    """Weights (outputs, columns) by blocks of outputs that have columns of their own in each window. Columns
+    are enough for one, and follow each other in the source.
+
+    A window takes as many non-zeros as the output that has the most of them there; for the others zeros fill
+    them up.
+    """
+    outputs, columns = weights.shape
+    rows, window, turn = strip.rows, strip.window, strip.turn
+    count, windows = ceil_div(outputs, rows), ceil_div(columns, window)
+    begins = np.minimum(np.arange(windows) * window, columns - window)
+    output, column = np.nonzero(weights)
+    owner = output * windows + column // window
+    each = np.bincount(owner, minlength=count * rows * windows)
+    number = np.arange(len(owner)) - (np.cumsum(each) - each)[owner]  # of each in its window
+    most = each.reshape(count, rows, windows).max(1)
+    starts = np.concatenate([[0], np.cumsum(-(-most.sum(1) // turn))])
+    firsts = starts[:-1, None] * turn + np.cumsum(most, 1) - most
+    size = max(1, starts[-1]) * turn  # arrays of no elements are none to TVM
+    values, picks = np.zeros((size, rows), dtype), np.zeros((size, rows), np.uint8)
+    block, place, row = output // rows, column // window, output % rows
+    at = firsts[block, place] + number
+    values[at, row], picks[at, row] = weights[output, column], column - begins[place]
+    offsets = np.zeros(size, np.uint16 if columns < 1 << 16 else np.int32)
+    offsets[at] = begins[place]
+    tables = (starts.astype(np.int32), (np.arange(count) * rows).astype(np.int32))
+    return Blocks(values.reshape(-1), offsets, *tables, 1, picks.reshape(-1))
 
 
 def _ordered(owner: NDArray[Any], first: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:

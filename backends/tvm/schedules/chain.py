@@ -49,7 +49,7 @@ class Hidden(Packed):
         return self.source.positions
 
     def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
-        count, arrays = len(self.source.operands), len(sums.Weights._fields)
+        count, arrays = len(self.source.operands), len(self.blocks.arrays)
         weights, others = sums.Weights(*data[count : count + arrays]), data[count + arrays :]
         strip = Strip(self.rows, strip.vectors)
         panel = self.source.pack(data[:count], first, strip, wide, core, apart)

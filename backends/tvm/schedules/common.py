@@ -40,6 +40,7 @@ class Core:
         registers: how many such vectors it keeps.
         halves: whether it reads numbers of half precision as fast as others.
         gathers: whether it reads elements that are anywhere as fast together as one by one.
+        picks: whether it takes a vector of elements of two others, each by its number, in one instruction.
         elements: whether it multiplies a vector by an element of another in one instruction.
         dots: how it multiplies bytes; None where that is no faster than multiplying floats.
     """
@@ -49,6 +50,7 @@ class Core:
     registers: int = 16
     halves: bool = False
     gathers: bool = False
+    picks: bool = False
     elements: bool = False
     dots: Dots | None = None
 

@@ -83,11 +83,12 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
             return script.arg(name, script.buffer([i64(d) for d in shape], dtype))
 
         data = [argument(*operand) for operand in source.operands]
-        weights = sums.Weights(*(argument(*operand) for operand in sums.operands(blocks)))
+        arrays = [argument(*operand) for operand in sums.operands(blocks)]
+        weights = sums.Weights(*arrays)
         made = argument("result", result.shape, "float32")
         with script.sblock("root"), script.sblock("sparse"):
             script.sblock_attr({"sparse": 1})
-            script.reads(*(buffer[written.whole(buffer)] for buffer in (*data, *weights)))
+            script.reads(*(buffer[written.whole(buffer)] for buffer in (*data, *arrays)))
             script.writes(made[written.whole(made)])
             into, at = made, result.at
             if not source.exact:

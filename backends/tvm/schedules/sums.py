@@ -16,6 +16,7 @@ from .blocks import Blocks, Strip
 from .common import LANES, Core, ceil_div, i64
 from .sources import LINE, lanes, positions
 
+_PICK = "llvm.x86.avx512.vpermi2var.ps.512"
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
 _AHEAD = 8192  # bytes of weights, how far ahead non-zeros are asked for
 _NEAR = 1 << 20  # bytes of weights that stay in the second cache, where asking takes longer than it saves
@@ -29,6 +30,7 @@ class Weights(NamedTuple):
     offsets: Any
     starts: Any
     places: Any
+    picks: Any = None
 
     def output(self, run: Any) -> Any:
         """The first output of the block of a run."""
@@ -37,7 +39,7 @@ class Weights(NamedTuple):
 
 def operands(blocks: Blocks, prefix: str = "") -> list[tuple[str, tuple[int, ...], str]]:
     """Name, shape and type of the buffers of `Weights`."""
-    named = zip(Weights._fields, blocks.arrays, strict=True)
+    named = zip(Weights._fields, blocks.arrays, strict=False)  # picks may not be there
     return [(prefix + name, array.shape, str(array.dtype)) for name, array in named]
 
 
@@ -93,6 +95,8 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
     """The sums of a block of outputs at few positions, outputs in the lanes: registers (positions · rows)."""
     if strip.rows == 1:
         return _one(weights, data, base, run, strip, core)
+    if strip.gathers(core):
+        return _spread(weights, data, base, run, strip, core)
     rows, wide, chains = strip.rows, strip.wide, strip.chains
     kept = written.local(chains * wide * rows)
 
@@ -113,6 +117,10 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
         for c in range(chains):
             k = begin + c
             at = base + weights.offsets[k].astype("int64")
+            if strip.window:
+                to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows)
+                script.buffer_store(kept, kept[to] + _own(weights, data, k, at, rows), [to])
+                continue
             if strip.crossed(core):
                 to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows * wide)
                 script.buffer_store(kept, kept[to] + _crossed(weights, data, k, at, strip), [to])
@@ -136,6 +144,42 @@ def _crossed(weights: Weights, data: Any, k: Any, at: Any, strip: Strip) -> Any:
     read, places = data[tirx.Ramp(at, i64(1), wide)], range(rows * wide)
     by_row, by_position = [n % rows for n in places], [n // rows for n in places]
     return _picked(factors, rows, by_row) * _picked(read, wide, by_position)
+
+
+def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core) -> Any:
+    """The sums of a block of outputs at one position, as many non-zeros to a vector as it has room for the
+    outputs: what they multiply is put together and spread over these.
+    """
+    rows, chains, wide = strip.rows, strip.chains, core.lanes
+    kept, size = written.local(chains * rows), chains * rows
+    with script.unroll(i64(0), i64(size // wide)) as v, script.vectorized(i64(0), i64(wide)) as lane:
+        script.buffer_store(kept, f32(0), [v * i64(wide) + lane])
+    with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
+        begin = turn.astype("int64") * chains
+        _ask_for(weights, begin, chains, rows)
+        for u in range(0, chains, LANES):
+            read = script.bind(_elements(data, base, weights.offsets, begin + u, core))
+            for n in range(0, LANES, wide // rows):
+                values = weights.values[tirx.Ramp((begin + u + n) * rows, i64(1), wide)]
+                spread = _picked(read, LANES, [n + lane // rows for lane in range(wide)])
+                to = tirx.Ramp(i64((u + n) * rows), i64(1), wide)
+                script.buffer_store(kept, kept[to] + values.astype(f"float32x{wide}") * spread, [to])
+    while size > rows:
+        size //= 2
+        vectors, each = script.unroll(i64(0), i64(ceil_div(size, wide))), min(size, wide)
+        with vectors as v, script.vectorized(i64(0), i64(each)) as lane:
+            at = v * i64(each) + lane
+            script.buffer_store(kept, kept[at] + kept[at + i64(size)], [at])
+    return kept
+
+
+def _own(weights: Weights, data: Any, k: Any, at: Any, rows: int) -> Any:
+    """The products of the rows of a block with a column each, of the window at ``at``."""
+    to, second = tirx.Ramp(k * rows, i64(1), rows), at + i64(rows)
+    first, last = (data[tirx.Ramp(begin, i64(1), rows)] for begin in (at, second))
+    picks = weights.picks[to].astype(f"int32x{rows}")
+    read = tirx.call_llvm_intrin(f"float32x{rows}", _PICK, first, picks, last)
+    return weights.values[to].astype(f"float32x{rows}") * read
 
 
 def _picked(vector: Any, count: int, lanes: Sequence[int]) -> Any:

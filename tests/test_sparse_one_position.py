@@ -1,0 +1,76 @@
+"""Layers of one position whose weights are mostly zero: what their non-zeros multiply is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+from test_backends import Net
+from test_sparse_kernels import MASKS, blocks, built, results, with_zeros
+
+pytestmark = pytest.mark.skipif(find_spec("tvm") is None, reason="Apache TVM is not installed")
+PATTERNS = {**MASKS, "2x1": blocks(2, 0.3), "8x1": blocks(8, 0.3)}
+KINDS: dict[str, Callable[[Any, Any], bool]] = {
+    "gathered": lambda strip, core: bool(strip.rows == 1 and core.gathers),
+    "put together": lambda strip, core: bool(strip.rows == 1 and not core.gathers),
+    "spread": lambda strip, core: bool(strip.gathers(core)),
+    "picked": lambda strip, core: bool(strip.window),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "seed"),
+    [
+        ("gathered", "single", 1),
+        ("put together", "single", 1),
+        ("spread", "4x1", 0),
+        ("spread", "4x1", 1),
+        ("spread", "2x1", 0),
+        ("spread", "8x1", 1),
+        ("picked", "single", 0),
+        ("picked", "single", 1),
+        ("picked", "empty rows", 0),
+        ("picked", "one", 1),
+    ],
+)
+def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: int) -> None:
+    from onnx_prune.backends.tvm.machine import core_of, host_target
+    from onnx_prune.backends.tvm.schedules.blocks import Strip
+    from tvm.target import Target
+
+    feature = "-fast-gather" if kind == "put together" else "+fast-gather"
+    core = core_of(Target(host_target(1) | {"mattr": [feature]}))
+    if kind != "put together" and not (core.picks if kind == "picked" else core.gathers):
+        pytest.skip("this processor has no such instruction")
+    net = Net(1, 70)
+    model = with_zeros(net.model(net.op("MatMul", "x", net.weight(70, 45))), PATTERNS[pattern], seed)
+    (layer,) = built(model, 0, 1, feature)[1]
+    strips = [Strip(*choice) for choice in layer.sparse.choices(core, False)]
+    found = [number for number, strip in enumerate(strips) if KINDS[kind](strip, core)]
+    assert found
+    artifact, _ = built(model, found[seed % len(found)], 1 + seed, feature)
+    got, wanted = results(artifact, model, seed=2)
+    assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("columns", [32, 70, 96])
+def test_windows_hold_the_weights(columns: int) -> None:
+    from onnx_prune.backends.tvm.schedules.blocks import Strip, windows_of
+
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((37, columns)).astype(np.float32) * MASKS["single"](rng, 37, columns)
+    weights[16:32] = 0
+    strip = Strip(16, 1, 0, 4, 32)
+    found = windows_of(weights, strip)
+    values, picks = found.values.reshape(-1, 16), found.picks.reshape(-1, 16)
+    assert picks.max() < 32 and found.offsets.max() + 32 <= columns
+    back = np.zeros((48, columns), np.float32)
+    for place, start, end in zip(found.places, found.starts[:-1], found.starts[1:], strict=True):
+        for k in range(start * strip.turn, end * strip.turn):
+            for row in range(16):
+                back[place + row, found.offsets[k] + picks[k, row]] += values[k, row]
+    assert np.array_equal(back[:37], weights) and not back[37:].any()
+    assert list(found.places) == [0, 16, 32] and found.starts[1] == found.starts[2]
