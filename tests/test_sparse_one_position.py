@@ -17,7 +17,8 @@ KINDS: dict[str, Callable[[Any, Any], bool]] = {
     "gathered": lambda strip, core: bool(strip.rows == 1 and core.gathers),
     "put together": lambda strip, core: bool(strip.rows == 1 and not core.gathers),
     "spread": lambda strip, core: bool(strip.gathers(core)),
-    "picked": lambda strip, core: bool(strip.window),
+    "picked": lambda strip, core: strip.window == 32,
+    "picked of four": lambda strip, core: strip.window == 64,
 }
 
 
@@ -34,6 +35,8 @@ KINDS: dict[str, Callable[[Any, Any], bool]] = {
         ("picked", "single", 1),
         ("picked", "empty rows", 0),
         ("picked", "one", 1),
+        ("picked of four", "single", 0),
+        ("picked of four", "single", 1),
     ],
 )
 def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: int) -> None:
@@ -43,7 +46,7 @@ def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: in
 
     feature = "-fast-gather" if kind == "put together" else "+fast-gather"
     core = core_of(Target(host_target(1) | {"mattr": [feature]}))
-    if kind != "put together" and not (core.picks if kind == "picked" else core.gathers):
+    if kind != "put together" and not (core.picks if "picked" in kind else core.gathers):
         pytest.skip("this processor has no such instruction")
     net = Net(1, 70)
     model = with_zeros(net.model(net.op("MatMul", "x", net.weight(70, 45))), PATTERNS[pattern], seed)
@@ -56,17 +59,17 @@ def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: in
     assert np.array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("columns", [32, 70, 96])
-def test_windows_hold_the_weights(columns: int) -> None:
+@pytest.mark.parametrize(("columns", "window"), [(32, 32), (70, 32), (70, 64)])
+def test_windows_hold_the_weights(columns: int, window: int) -> None:
     from onnx_prune.backends.tvm.schedules.blocks import Strip, windows_of
 
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((37, columns)).astype(np.float32) * MASKS["single"](rng, 37, columns)
     weights[16:32] = 0
-    strip = Strip(16, 1, 0, 4, 32)
+    strip = Strip(16, 1, 0, 4, window)
     found = windows_of(weights, strip)
     values, picks = found.values.reshape(-1, 16), found.picks.reshape(-1, 16)
-    assert picks.max() < 32 and found.offsets.max() + 32 <= columns
+    assert picks.max() < window and found.offsets.max() + window <= columns
     back = np.zeros((48, columns), np.float32)
     for place, start, end in zip(found.places, found.starts[:-1], found.starts[1:], strict=True):
         for k in range(start * strip.turn, end * strip.turn):

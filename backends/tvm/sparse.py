@@ -33,7 +33,7 @@ _SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
 _WHERE = 1.5  # of an offset, in loads
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
-_UNEVEN = 1.77  # how much more the largest of sixteen counts is than their mean, in deviations
+_UNEVEN = 1.6  # columns of a window for which some outputs wait for others
 _AGAIN, _CARRIED = 3.0, 4.0  # a run: its loop, each vector of sums to or from memory
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
 _ROW = 20.0  # a row of an image in a tile
@@ -156,8 +156,8 @@ class Sparse:
                 for wide in range(1, min(positions, 4) + 1):
                     if rows == 1:
                         found += [Strip(1, wide, 0, count * LANES) for count in (1, 2)]
-                        if wide == 1 and self._has_windows(core):
-                            found += [Strip(core.lanes, 1, 0, chains, 2 * core.lanes) for chains in (2, 4)]
+                        windows = self._windows(core) if wide == 1 else ()
+                        found += [Strip(core.lanes, 1, 0, n, size) for n in (2, 4) for size in windows]
                         continue
                     for chains in (1, 2, 4, 8, 16):
                         strip = Strip(rows, wide, 0, chains)
@@ -176,10 +176,12 @@ class Sparse:
                     found += [Strip(rows, vectors, run) for run in _RUNS]
         return found
 
-    def _has_windows(self, core: Core) -> bool:
-        """Whether outputs may have columns of their own: these follow each other in the source."""
-        follow = not isinstance(self.source, Image) and self.groups == 1 and self.columns >= 2 * core.lanes
-        return core.picks and follow and self.pattern.rows == 1 and self.outputs >= core.lanes
+    def _windows(self, core: Core) -> list[int]:
+        """Of which outputs may have columns of their own: these follow each other in the source."""
+        follow = not isinstance(self.source, Image) and self.groups == 1 and self.outputs >= core.lanes
+        if not core.picks or not follow or self.pattern.rows > 1:
+            return []
+        return [size for size in (2 * core.lanes, 4 * core.lanes) if size <= self.columns]
 
     def _in_one(self, vectors: int, core: Core) -> int:
         """How many blocks of eight lanes are one vector of the core."""
@@ -224,8 +226,7 @@ class Sparse:
         """Of a block, filled to whole turns."""
         if strip.window:
             density = self.pattern.density / 100
-            each = density + _UNEVEN * math.sqrt(density * (1 - density) / strip.window)
-            return self.columns * min(1.0, each) + (strip.turn - 1) / 2
+            return self.columns * (density + _UNEVEN / strip.window * (1 - density)) + (strip.turn - 1) / 2
         return self.columns * self.pattern.share(strip.rows) + (strip.turn - 1) / 2
 
     def _tile(self, strip: Strip, core: Core) -> float:
@@ -235,7 +236,8 @@ class Sparse:
             lanes = _lanes(strip.rows, core)
             multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
             if strip.window:
-                multiplies, loads = 1.0 + 2 * _SPREAD, 4.0 + _WHERE  # numbers are made wider, too
+                pairs = strip.window / (2 * core.lanes)  # of vectors, to pick from
+                multiplies, loads = 1.0 + 3 * pairs * _SPREAD, 2.0 + 2 * pairs + _WHERE
             elif strip.crossed(core):
                 multiplies, loads = 1.0 + _SPREAD, 2.0 + _WHERE
             elif strip.gathers(core):

@@ -26,7 +26,7 @@ class Strip:
             summed apart from each other, which hides the latency of a multiply-add; with one output, these
             are in the lanes.
         window: 0 where outputs of a block share the column of a non-zero. Else each has its own one of so
-            many that follow each other, which two vectors hold.
+            many that follow each other, which two vectors hold, or four.
     """
 
     rows: int
@@ -148,30 +148,42 @@ def blocks_of(
 
 
 def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> Blocks:
-    """Weights (outputs, columns) by blocks of outputs that have columns of their own in each window. Columns
-    are enough for one, and follow each other in the source.
+    """Weights (outputs, columns) by blocks of outputs that have columns of their own. Columns are enough for
+    one window, and follow each other in the source.
 
-    A window takes as many non-zeros as the output that has the most of them there; for the others zeros fill
-    them up.
+    The next window of a block begins where the output that is behind the others has its next non-zero. Each
+    output that has one in the window gives it, for the others there is a zero.
     """
     outputs, columns = weights.shape
     rows, window, turn = strip.rows, strip.window, strip.turn
-    count, windows = ceil_div(outputs, rows), ceil_div(columns, window)
-    begins = np.minimum(np.arange(windows) * window, columns - window)
-    output, column = np.nonzero(weights)
-    owner = output * windows + column // window
-    each = np.bincount(owner, minlength=count * rows * windows)
-    number = np.arange(len(owner)) - (np.cumsum(each) - each)[owner]  # of each in its window
-    most = each.reshape(count, rows, windows).max(1)
-    starts = np.concatenate([[0], np.cumsum(-(-most.sum(1) // turn))])
-    firsts = starts[:-1, None] * turn + np.cumsum(most, 1) - most
+    count, none = ceil_div(outputs, rows), columns + window
+    padded = np.zeros((count * rows, columns + 1), np.float32)
+    padded[:outputs, :columns] = weights
+    output, column = np.nonzero(padded)
+    each = np.bincount(output, minlength=count * rows)
+    # The columns of the non-zeros of each output, and none at last.
+    lists = np.full((count * rows, each.max() + 1), none, np.int32)
+    lists[output, np.arange(len(output)) - (np.cumsum(each) - each)[output]] = column
+    every, given = np.arange(count * rows), np.zeros(count * rows, np.int64)
+    steps = []
+    while True:
+        reads = lists[every, given].reshape(count, rows)
+        begin = np.minimum(reads.min(1), columns - window)
+        gives = reads < begin[:, None] + window
+        steps.append((begin, np.where(gives, reads, columns), gives))
+        if not gives.any():
+            break
+        given += gives.reshape(-1)
+    begins, read, gives = (np.stack(part, 1) for part in zip(*steps, strict=True))
+    there = gives.any(2)
+    starts = np.concatenate([[0], np.cumsum(-(-there.sum(1) // turn))])
+    at = (starts[:-1, None] * turn + np.arange(len(steps)))[there]
     size = max(1, starts[-1]) * turn  # arrays of no elements are none to TVM
     values, picks = np.zeros((size, rows), dtype), np.zeros((size, rows), np.uint8)
-    block, place, row = output // rows, column // window, output % rows
-    at = firsts[block, place] + number
-    values[at, row], picks[at, row] = weights[output, column], column - begins[place]
     offsets = np.zeros(size, np.uint16 if columns < 1 << 16 else np.int32)
-    offsets[at] = begins[place]
+    values[at] = padded[every.reshape(count, 1, rows), read][there]
+    picks[at] = np.where(gives, read - begins[..., None], 0)[there]
+    offsets[at] = begins[there]
     tables = (starts.astype(np.int32), (np.arange(count) * rows).astype(np.int32))
     return Blocks(values.reshape(-1), offsets, *tables, 1, picks.reshape(-1))
 

@@ -19,7 +19,7 @@ from .sources import LINE, lanes, positions
 _PICK = "llvm.x86.avx512.vpermi2var.ps.512"
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
 _AHEAD = 8192  # bytes of weights, how far ahead non-zeros are asked for
-_NEAR = 1 << 20  # bytes of weights that stay in the second cache, where asking takes longer than it saves
+_NEAR = 1 << 19  # bytes of weights that stay in the second cache, where asking takes longer than it saves
 _APART = 8  # vectors of sums that hide the latency of a multiply-add
 
 
@@ -119,7 +119,7 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
             at = base + weights.offsets[k].astype("int64")
             if strip.window:
                 to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows)
-                script.buffer_store(kept, kept[to] + _own(weights, data, k, at, rows), [to])
+                script.buffer_store(kept, kept[to] + _own(weights, data, k, at, strip), [to])
                 continue
             if strip.crossed(core):
                 to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows * wide)
@@ -173,12 +173,16 @@ def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core
     return kept
 
 
-def _own(weights: Weights, data: Any, k: Any, at: Any, rows: int) -> Any:
+def _own(weights: Weights, data: Any, k: Any, at: Any, strip: Strip) -> Any:
     """The products of the rows of a block with a column each, of the window at ``at``."""
-    to, second = tirx.Ramp(k * rows, i64(1), rows), at + i64(rows)
-    first, last = (data[tirx.Ramp(begin, i64(1), rows)] for begin in (at, second))
-    picks = weights.picks[to].astype(f"int32x{rows}")
-    read = tirx.call_llvm_intrin(f"float32x{rows}", _PICK, first, picks, last)
+    rows, to = strip.rows, tirx.Ramp(k * strip.rows, i64(1), strip.rows)
+    picks = script.bind(weights.picks[to].astype(f"int32x{rows}"))
+    read = None
+    for begin in range(0, strip.window, 2 * rows):  # two vectors at once, by the low bits of the numbers
+        first, last = (data[tirx.Ramp(at + i64(begin + n), i64(1), rows)] for n in (0, rows))
+        these = tirx.call_llvm_intrin(f"float32x{rows}", _PICK, first, picks, last)
+        there = picks >= tirx.Broadcast(tirx.const(begin, "int32"), rows)
+        read = these if read is None else tirx.Select(there, these, read)
     return weights.values[to].astype(f"float32x{rows}") * read
 
 
