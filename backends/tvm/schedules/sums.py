@@ -176,8 +176,7 @@ def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core
 def _own(weights: Weights, data: Any, k: Any, at: Any, strip: Strip) -> Any:
     """The products of the rows of a block with a column each, of the window at ``at``."""
     rows, to = strip.rows, tirx.Ramp(k * strip.rows, i64(1), strip.rows)
-    picks = script.bind(weights.picks[to].astype(f"int32x{rows}"))
-    read = None
+    picks, read = script.bind(weights.picks[to].astype(f"int32x{rows}")), None
     for begin in range(0, strip.window, 2 * rows):  # two vectors at once, by the low bits of the numbers
         first, last = (data[tirx.Ramp(at + i64(begin + n), i64(1), rows)] for n in (0, rows))
         these = tirx.call_llvm_intrin(f"float32x{rows}", _PICK, first, picks, last)
