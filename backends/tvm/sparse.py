@@ -145,7 +145,8 @@ class Sparse:
         return [astuple(strip) for strip in found[:MOST]]
 
     def strips(self, core: Core) -> list[Strip]:
-        positions, found = self.source.positions, []
+        positions = self.source.positions
+        found = [Strip(core.lanes, 1, 0, chains, size) for chains in (2, 4) for size in self._windows(core)]
         for rows in _BLOCKS:
             if rows > 2 * max(self.pattern.rows, 1) or rows > max(1, self.outputs):
                 break
@@ -156,8 +157,6 @@ class Sparse:
                 for wide in range(1, min(positions, 4) + 1):
                     if rows == 1:
                         found += [Strip(1, wide, 0, count * LANES) for count in (1, 2)]
-                        windows = self._windows(core) if wide == 1 else ()
-                        found += [Strip(core.lanes, 1, 0, n, size) for n in (2, 4) for size in windows]
                         continue
                     for chains in (1, 2, 4, 8, 16):
                         strip = Strip(rows, wide, 0, chains)
@@ -178,8 +177,9 @@ class Sparse:
 
     def _windows(self, core: Core) -> list[int]:
         """Of which outputs may have columns of their own: these follow each other in the source."""
-        follow = not isinstance(self.source, Image) and self.groups == 1 and self.outputs >= core.lanes
-        if not core.picks or not follow or self.pattern.rows > 1:
+        follow = not isinstance(self.source, Image) and self.groups == 1
+        enough = self.source.positions < FEW and self.outputs >= core.lanes
+        if not core.picks or not follow or not enough or self.pattern.rows > 1:
             return []
         return [size for size in (2 * core.lanes, 4 * core.lanes) if size <= self.columns]
 

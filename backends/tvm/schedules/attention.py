@@ -9,6 +9,7 @@ register tiles, as products are; they are never in memory as a whole.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -246,10 +247,10 @@ class _Emit:
 
             self._fill(top, _LEAST)
             self._each_key(some, score)
-            _reduce(top, some, lanes, tirx.max)
+            written.join_halves(top, some, lanes, tirx.max)
             self._fill(sums, 0.0)
             self._each_key(some, power)
-            _reduce(sums, some, lanes, lambda a, b: a + b)
+            written.join_halves(sums, some, lanes, operator.add)
             with script.unroll(i64(0), i64(some)) as r:
                 script.buffer_store(shares, f32(1) / sums[r * i64(lanes)], [start + r])
         return shares
@@ -324,13 +325,3 @@ class _Emit:
 def _some(rows: int) -> int:
     """How many rows wait for their sums together."""
     return next(some for some in range(_TOGETHER, 0, -1) if rows % some == 0)
-
-
-def _reduce(buffer: Any, rows: int, lanes: int, join: Callable[[Any, Any], Any]) -> None:
-    """Joins the lanes of each of some rows to the first of them, halves with halves."""
-    half = lanes // 2
-    while half:
-        with script.unroll(i64(0), i64(rows)) as r, script.vectorized(i64(0), i64(half)) as lane:
-            at = r * i64(lanes) + lane
-            script.buffer_store(buffer, join(buffer[at], buffer[at + i64(half)]), [at])
-        half //= 2

@@ -122,7 +122,7 @@ def blocks_of(
     order = np.lexsort((place, block))
     block, column, place = block[order], column[order], place[order]
     counts = np.bincount(block, minlength=count)
-    number = np.arange(len(block)) - (np.cumsum(counts) - counts)[block]  # of each in its block
+    number = _numbers(block, counts)
     most = ceil_div(strip.run or columns, turn) * turn
     runs = np.maximum(1, -(-counts // most))  # of each block, be it empty
     owner, begin = np.repeat(np.arange(count), runs), np.cumsum(runs) - runs
@@ -163,7 +163,7 @@ def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> B
     each = np.bincount(output, minlength=count * rows)
     # The columns of the non-zeros of each output, and none at last.
     lists = np.full((count * rows, each.max() + 1), none, np.int32)
-    lists[output, np.arange(len(output)) - (np.cumsum(each) - each)[output]] = column
+    lists[output, _numbers(output, each)] = column
     every, given = np.arange(count * rows), np.zeros(count * rows, np.int64)
     steps = []
     while True:
@@ -186,6 +186,12 @@ def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> B
     offsets[at] = begins[there]
     tables = (starts.astype(np.int32), (np.arange(count) * rows).astype(np.int32))
     return Blocks(values.reshape(-1), offsets, *tables, 1, picks.reshape(-1))
+
+
+def _numbers(owner: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
+    """The number of each element among those of its owner. Owners are ascending."""
+    numbers: NDArray[Any] = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
+    return numbers
 
 
 def _ordered(owner: NDArray[Any], first: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -117,13 +118,10 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
         for c in range(chains):
             k = begin + c
             at = base + weights.offsets[k].astype("int64")
-            if strip.window:
-                to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows)
-                script.buffer_store(kept, kept[to] + _own(weights, data, k, at, strip), [to])
-                continue
-            if strip.crossed(core):
+            if strip.window or strip.crossed(core):
+                products = _own if strip.window else _crossed
                 to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows * wide)
-                script.buffer_store(kept, kept[to] + _crossed(weights, data, k, at, strip), [to])
+                script.buffer_store(kept, kept[to] + products(weights, data, k, at, strip), [to])
                 continue
             for v, read in enumerate(_consecutive(data, at, wide, core)):
                 with outputs(rows) as r:
@@ -151,8 +149,8 @@ def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core
     outputs: what they multiply is put together and spread over these.
     """
     rows, chains, wide = strip.rows, strip.chains, core.lanes
-    kept, size = written.local(chains * rows), chains * rows
-    with script.unroll(i64(0), i64(size // wide)) as v, script.vectorized(i64(0), i64(wide)) as lane:
+    kept = written.local(chains * rows)
+    with script.unroll(i64(0), i64(chains * rows // wide)) as v, script.vectorized(i64(0), i64(wide)) as lane:
         script.buffer_store(kept, f32(0), [v * i64(wide) + lane])
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         begin = turn.astype("int64") * chains
@@ -164,12 +162,7 @@ def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core
                 spread = _picked(read, LANES, [n + lane // rows for lane in range(wide)])
                 to = tirx.Ramp(i64((u + n) * rows), i64(1), wide)
                 script.buffer_store(kept, kept[to] + values.astype(f"float32x{wide}") * spread, [to])
-    while size > rows:
-        size //= 2
-        vectors, each = script.unroll(i64(0), i64(ceil_div(size, wide))), min(size, wide)
-        with vectors as v, script.vectorized(i64(0), i64(each)) as lane:
-            at = v * i64(each) + lane
-            script.buffer_store(kept, kept[at] + kept[at + i64(size)], [at])
+    written.join_halves(kept, 1, chains * rows, operator.add, rows)
     return kept
 
 
@@ -180,8 +173,8 @@ def _own(weights: Weights, data: Any, k: Any, at: Any, strip: Strip) -> Any:
     for begin in range(0, strip.window, 2 * rows):  # two vectors at once, by the low bits of the numbers
         first, last = (data[tirx.Ramp(at + i64(begin + n), i64(1), rows)] for n in (0, rows))
         these = tirx.call_llvm_intrin(f"float32x{rows}", _PICK, first, picks, last)
-        there = picks >= tirx.Broadcast(tirx.const(begin, "int32"), rows)
-        read = these if read is None else tirx.Select(there, these, read)
+        least = tirx.Broadcast(tirx.const(begin, "int32"), rows)
+        read = these if read is None else tirx.Select(picks >= least, these, read)
     return weights.values[to].astype(f"float32x{rows}") * read
 
 

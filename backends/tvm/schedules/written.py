@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,16 @@ def buffer(*shape: int) -> Any:
 def local(size: int) -> Any:
     """Memory for float32 that becomes registers."""
     return script.sblock_alloc_buffer([i64(size)], "float32", scope="local")
+
+
+def join_halves(memory: Any, rows: int, lanes: int, join: Callable[[Any, Any], Any], left: int = 1) -> None:
+    """Joins the lanes of each of some rows, halves with halves, until ``left`` of them hold all."""
+    half = lanes // 2
+    while half >= left:
+        with script.unroll(i64(0), i64(rows)) as r, script.vectorized(i64(0), i64(half)) as lane:
+            at = r * i64(lanes) + lane
+            script.buffer_store(memory, join(memory[at], memory[at + i64(half)]), [at])
+        half //= 2
 
 
 def ask_for(element: Any, near: int) -> None:
