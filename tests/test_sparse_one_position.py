@@ -17,8 +17,9 @@ KINDS: dict[str, Callable[[Any, Any], bool]] = {
     "gathered": lambda strip, core: bool(strip.rows == 1 and core.gathers),
     "put together": lambda strip, core: bool(strip.rows == 1 and not core.gathers),
     "spread": lambda strip, core: bool(strip.gathers(core)),
-    "picked": lambda strip, core: strip.window == 32,
-    "picked of four": lambda strip, core: strip.window == 64,
+    "picked": lambda strip, core: strip.window == 32 and strip.rows == 16,
+    "picked of four": lambda strip, core: strip.window == 64 and strip.rows == 16,
+    "picked for two": lambda strip, core: strip.window == 32 and strip.rows == 32,
 }
 
 
@@ -37,6 +38,10 @@ KINDS: dict[str, Callable[[Any, Any], bool]] = {
         ("picked", "one", 1),
         ("picked of four", "single", 0),
         ("picked of four", "single", 1),
+        ("picked of four", "4x1", 1),
+        ("picked for two", "single", 0),
+        ("picked for two", "4x1", 0),
+        ("picked for two", "8x1", 1),
     ],
 )
 def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: int) -> None:
@@ -59,21 +64,24 @@ def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: in
     assert np.array_equal(got, wanted)
 
 
-@pytest.mark.parametrize(("columns", "window"), [(32, 32), (70, 32), (70, 64)])
-def test_windows_hold_the_weights(columns: int, window: int) -> None:
+@pytest.mark.parametrize(
+    ("columns", "window", "rows", "alike"), [(32, 32, 16, 1), (70, 64, 32, 1), (70, 32, 32, 4)]
+)
+def test_windows_hold_the_weights(columns: int, window: int, rows: int, alike: int) -> None:
     from onnx_prune.backends.tvm.schedules.blocks import Strip, windows_of
 
     rng = np.random.default_rng(0)
-    weights = rng.standard_normal((37, columns)).astype(np.float32) * MASKS["single"](rng, 37, columns)
-    weights[16:32] = 0
-    strip = Strip(16, 1, 0, 4, window)
+    weights = rng.standard_normal((69, columns)).astype(np.float32) * blocks(alike, 0.8)(rng, 69, columns)
+    weights[32:64] = 0
+    strip = Strip(rows, 1, 0, 4, window, alike)
     found = windows_of(weights, strip)
-    values, picks = found.values.reshape(-1, 16), found.picks.reshape(-1, 16)
+    values, picks = found.values.reshape(-1, rows), found.picks.reshape(-1, rows // alike).repeat(alike, 1)
     assert picks.max() < window and found.offsets.max() + window <= columns
-    back = np.zeros((48, columns), np.float32)
+    back = np.zeros((-(-69 // rows) * rows, columns), np.float32)
     for place, start, end in zip(found.places, found.starts[:-1], found.starts[1:], strict=True):
+        assert (start == end) == (32 <= place < 64)
         for k in range(start * strip.turn, end * strip.turn):
-            for row in range(16):
+            for row in range(rows):
                 back[place + row, found.offsets[k] + picks[k, row]] += values[k, row]
-    assert np.array_equal(back[:37], weights) and not back[37:].any()
-    assert list(found.places) == [0, 16, 32] and found.starts[1] == found.starts[2]
+    assert np.array_equal(back[:69], weights) and not back[69:].any()
+    assert list(found.places) == list(range(0, len(back), rows))

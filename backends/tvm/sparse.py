@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +34,7 @@ _SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
 _WHERE = 1.5  # of an offset, in loads
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
-_UNEVEN = 1.6  # columns of a window for which some outputs wait for others
+_UNEVEN = 0.5  # columns of a window for which outputs wait for others, by every doubling of these
 _AGAIN, _CARRIED = 3.0, 4.0  # a run: its loop, each vector of sums to or from memory
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
 _ROW = 20.0  # a row of an image in a tile
@@ -146,7 +147,7 @@ class Sparse:
 
     def strips(self, core: Core) -> list[Strip]:
         positions = self.source.positions
-        found = [Strip(core.lanes, 1, 0, chains, size) for chains in (2, 4) for size in self._windows(core)]
+        found = self._windows(core)
         for rows in _BLOCKS:
             if rows > 2 * max(self.pattern.rows, 1) or rows > max(1, self.outputs):
                 break
@@ -175,13 +176,17 @@ class Sparse:
                     found += [Strip(rows, vectors, run) for run in _RUNS]
         return found
 
-    def _windows(self, core: Core) -> list[int]:
+    def _windows(self, core: Core) -> list[Strip]:
         """Of which outputs may have columns of their own: these follow each other in the source."""
+        alike, found = self.pattern.rows, []
         follow = not isinstance(self.source, Image) and self.groups == 1
-        enough = self.source.positions < FEW and self.outputs >= core.lanes
-        if not core.picks or not follow or not enough or self.pattern.rows > 1:
+        if not core.picks or not follow or self.source.positions >= FEW or alike >= core.lanes:
             return []
-        return [size for size in (2 * core.lanes, 4 * core.lanes) if size <= self.columns]
+        for rows, sets, pairs in product((core.lanes, 2 * core.lanes), (2, 4), (1, 2)):
+            window = 2 * pairs * core.lanes
+            if rows <= self.outputs and window <= self.columns:
+                found.append(Strip(rows, 1, 0, sets, window, alike))
+        return found
 
     def _in_one(self, vectors: int, core: Core) -> int:
         """How many blocks of eight lanes are one vector of the core."""
@@ -203,7 +208,8 @@ class Sparse:
         tiles = sparse.count_tiles(source, strip)
         passes = self.packing(strip) + self.storing(strip)
         size = np.dtype(self._dtype(strip)).itemsize
-        weights = blocks * self._nonzeros(strip) * (size * strip.rows + 2)
+        picks = strip.rows / strip.alike if strip.window else 0.0
+        weights = blocks * self._nonzeros(strip) * (size * strip.rows + picks + 2)
         again = (tiles - 1) * weights / _NEAR if weights > _CACHES[1] else 0.0
         return _SHARE * (took + again) + passes + weights / _BYTES[far]
 
@@ -225,8 +231,8 @@ class Sparse:
     def _nonzeros(self, strip: Strip) -> float:
         """Of a block, filled to whole turns."""
         if strip.window:
-            density = self.pattern.density / 100
-            return self.columns * (density + _UNEVEN / strip.window * (1 - density)) + (strip.turn - 1) / 2
+            waits = _UNEVEN * math.log2(strip.rows / strip.alike) / strip.window
+            return self.columns * (self.pattern.density / 100 + waits) + (strip.turn - 1) / 2
         return self.columns * self.pattern.share(strip.rows) + (strip.turn - 1) / 2
 
     def _tile(self, strip: Strip, core: Core) -> float:
@@ -236,8 +242,11 @@ class Sparse:
             lanes = _lanes(strip.rows, core)
             multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
             if strip.window:
-                pairs = strip.window / (2 * core.lanes)  # of vectors, to pick from
-                multiplies, loads = 1.0 + 3 * pairs * _SPREAD, 2.0 + 2 * pairs + _WHERE
+                vectors, pairs = (
+                    strip.rows / core.lanes,
+                    strip.window / (2 * core.lanes),
+                )  # these to pick from
+                multiplies, loads = vectors * (1 + 3 * pairs * _SPREAD), 2 * vectors + 2 * pairs + _WHERE
             elif strip.crossed(core):
                 multiplies, loads = 1.0 + _SPREAD, 2.0 + _WHERE
             elif strip.gathers(core):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .common import LANES, Core, ceil_div
 
 _TURNS = {1: 4, 2: 2, 4: 2}  # by rows
+_LINE = 16  # floats of a line of the cache
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Strip:
             are in the lanes.
         window: 0 where outputs of a block share the column of a non-zero. Else each has its own one of so
             many that follow each other, which two vectors hold, or four.
+        alike: outputs beside each other that share theirs nevertheless.
     """
 
     rows: int
@@ -34,6 +36,7 @@ class Strip:
     run: int = 0
     chains: int = 0
     window: int = 0
+    alike: int = 1
 
     @property
     def wide(self) -> int:
@@ -83,8 +86,8 @@ class Blocks:
         starts: shape (runs + 1,), int32: where the non-zeros of each run begin, counted in turns.
         places: shape (runs,), int32: the first output of the block of each run.
         groups: of blocks beside each other, which have as many runs each.
-        picks: shape (non-zeros · rows,), uint8: the column of each row within its window; of no elements
-            where rows share them.
+        picks: shape (non-zeros · rows / those alike,), uint8: the column of each within its window; of no
+            elements where rows share them.
     """
 
     values: NDArray[Any]
@@ -151,24 +154,26 @@ def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> B
     """Weights (outputs, columns) by blocks of outputs that have columns of their own. Columns are enough for
     one window, and follow each other in the source.
 
-    The next window of a block begins where the output that is behind the others has its next non-zero. Each
-    output that has one in the window gives it, for the others there is a zero.
+    The next window of a block begins where those outputs that are behind the others have their next non-zero,
+    or at the line of the cache that this is in: what lies in two lines takes twice as long to read. All that
+    have one in the window give it, for the others there is a zero.
     """
     outputs, columns = weights.shape
-    rows, window, turn = strip.rows, strip.window, strip.turn
+    rows, alike, window, turn = strip.rows, strip.alike, strip.window, strip.turn
     count, none = ceil_div(outputs, rows), columns + window
     padded = np.zeros((count * rows, columns + 1), np.float32)
     padded[:outputs, :columns] = weights
-    output, column = np.nonzero(padded)
-    each = np.bincount(output, minlength=count * rows)
-    # The columns of the non-zeros of each output, and none at last.
-    lists = np.full((count * rows, each.max() + 1), none, np.int32)
-    lists[output, _numbers(output, each)] = column
-    every, given = np.arange(count * rows), np.zeros(count * rows, np.int64)
+    padded = padded.reshape(-1, alike, columns + 1)
+    owner, column = np.nonzero((padded != 0).any(1))
+    each = np.bincount(owner, minlength=len(padded))
+    # The columns of the non-zeros of each, and none at last.
+    lists = np.full((len(padded), each.max() + 1), none, np.int32)
+    lists[owner, _numbers(owner, each)] = column
+    every, given = np.arange(len(padded)), np.zeros(len(padded), np.int64)
     steps = []
     while True:
-        reads = lists[every, given].reshape(count, rows)
-        begin = np.minimum(reads.min(1), columns - window)
+        reads = lists[every, given].reshape(count, -1)
+        begin = np.minimum(reads.min(1) // _LINE * _LINE, columns - window)
         gives = reads < begin[:, None] + window
         steps.append((begin, np.where(gives, reads, columns), gives))
         if not gives.any():
@@ -179,9 +184,10 @@ def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> B
     starts = np.concatenate([[0], np.cumsum(-(-there.sum(1) // turn))])
     at = (starts[:-1, None] * turn + np.arange(len(steps)))[there]
     size = max(1, starts[-1]) * turn  # arrays of no elements are none to TVM
-    values, picks = np.zeros((size, rows), dtype), np.zeros((size, rows), np.uint8)
+    values = np.zeros((size, rows // alike, alike), dtype)
+    picks = np.zeros((size, rows // alike), np.uint8)
     offsets = np.zeros(size, np.uint16 if columns < 1 << 16 else np.int32)
-    values[at] = padded[every.reshape(count, 1, rows), read][there]
+    values[at] = padded[every.reshape(count, 1, -1), :, read][there]
     picks[at] = np.where(gives, read - begins[..., None], 0)[there]
     offsets[at] = begins[there]
     tables = (starts.astype(np.int32), (np.arange(count) * rows).astype(np.int32))

@@ -181,7 +181,7 @@ class _Tile:
 
         with script.unroll(i64(0), i64(strip.wide)) as v:
             if self.outputs % rows == 0:
-                with sums.outputs(rows) as o:
+                with sums.outputs(rows, self.core) as o:
                     store(o, v)
             else:
                 with script.unroll(i64(0), i64(rows)) as o, self._inside(output + o, rows):

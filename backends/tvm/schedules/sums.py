@@ -104,7 +104,7 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
     @contextmanager
     def registers(count: int) -> Iterator[tuple[Any, Any, Any]]:
         chain, position = script.unroll(i64(0), i64(count)), script.unroll(i64(0), i64(wide))
-        with chain as c, position as v, outputs(rows) as r:
+        with chain as c, position as v, outputs(rows, core) as r:
             yield c, v, r
 
     def place(c: Any, v: Any, r: Any) -> Any:
@@ -120,11 +120,12 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
             at = base + weights.offsets[k].astype("int64")
             if strip.window or strip.crossed(core):
                 products = _own if strip.window else _crossed
-                to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows * wide)
-                script.buffer_store(kept, kept[to] + products(weights, data, k, at, strip), [to])
+                for n, product in enumerate(products(weights, data, k, at, strip, core)):
+                    to = tirx.Ramp(i64(place(c, 0, n * core.lanes)), i64(1), min(rows * wide, core.lanes))
+                    script.buffer_store(kept, kept[to] + product, [to])
                 continue
             for v, read in enumerate(_consecutive(data, at, wide, core)):
-                with outputs(rows) as r:
+                with outputs(rows, core) as r:
                     factor = weights.values[k * rows + r].astype("float32")
                     script.buffer_store(kept, kept[place(c, v, r)] + factor * read, [place(c, v, r)])
     with registers(1) as (_, v, r):
@@ -135,13 +136,13 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
     return kept
 
 
-def _crossed(weights: Weights, data: Any, k: Any, at: Any, strip: Strip) -> Any:
+def _crossed(weights: Weights, data: Any, k: Any, at: Any, strip: Strip, core: Core) -> Iterator[Any]:
     """The products of the rows of a block at a non-zero with all positions, in the order of the sums."""
     rows, wide = strip.rows, strip.wide
     factors = weights.values[tirx.Ramp(k * rows, i64(1), rows)].astype(f"float32x{rows}")
     read, places = data[tirx.Ramp(at, i64(1), wide)], range(rows * wide)
     by_row, by_position = [n % rows for n in places], [n // rows for n in places]
-    return _picked(factors, rows, by_row) * _picked(read, wide, by_position)
+    yield _picked(factors, rows, by_row) * _picked(read, wide, by_position)
 
 
 def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core) -> Any:
@@ -166,16 +167,22 @@ def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core
     return kept
 
 
-def _own(weights: Weights, data: Any, k: Any, at: Any, strip: Strip) -> Any:
-    """The products of the rows of a block with a column each, of the window at ``at``."""
-    rows, to = strip.rows, tirx.Ramp(k * strip.rows, i64(1), strip.rows)
-    picks, read = script.bind(weights.picks[to].astype(f"int32x{rows}")), None
-    for begin in range(0, strip.window, 2 * rows):  # two vectors at once, by the low bits of the numbers
-        first, last = (data[tirx.Ramp(at + i64(begin + n), i64(1), rows)] for n in (0, rows))
-        these = tirx.call_llvm_intrin(f"float32x{rows}", _PICK, first, picks, last)
-        least = tirx.Broadcast(tirx.const(begin, "int32"), rows)
-        read = these if read is None else tirx.Select(picks >= least, these, read)
-    return weights.values[to].astype(f"float32x{rows}") * read
+def _own(weights: Weights, data: Any, k: Any, at: Any, strip: Strip, core: Core) -> Iterator[Any]:
+    """The products of each vector of outputs with columns of their own, of the window at ``at``."""
+    wide, alike = core.lanes, strip.alike
+    vectors = [script.bind(data[tirx.Ramp(at + i64(n), i64(1), wide)]) for n in range(0, strip.window, wide)]
+    for first in range(0, strip.rows, wide):
+        to = tirx.Ramp((k * strip.rows + first) // alike, i64(1), wide // alike)
+        every = _picked(weights.picks[to], wide // alike, [lane // alike for lane in range(wide)])
+        picks, read = script.bind(every.astype(f"int32x{wide}")), None
+        for n, (low, high) in enumerate(
+            zip(vectors[::2], vectors[1::2], strict=True)
+        ):  # two at once, by the low bits of the numbers
+            these = tirx.call_llvm_intrin(f"float32x{wide}", _PICK, low, picks, high)
+            least = tirx.Broadcast(tirx.const(2 * n * wide, "int32"), wide)
+            read = these if read is None else tirx.Select(picks >= least, these, read)
+        values = weights.values[tirx.Ramp(k * strip.rows + first, i64(1), wide)]
+        yield values.astype(f"float32x{wide}") * read
 
 
 def _picked(vector: Any, count: int, lanes: Sequence[int]) -> Any:
@@ -230,11 +237,13 @@ def _elements(data: Any, first: Any, offsets: Any, at: Any, core: Core) -> Any:
 
 def _ask_for(weights: Weights, begin: Any, count: int, rows: int) -> None:
     """Have many weights that are needed soon read from memory: for few positions that is what takes time."""
-    values = rows * _itemsize(weights.values)
-    if int(weights.values.shape[0]) * values // rows < _NEAR:
+    values, size = rows * _itemsize(weights.values), int(weights.offsets.shape[0])
+    if size * values < _NEAR:
         return
-    for buffer, each in ((weights.values, rows), (weights.offsets, 1)):
-        width = _itemsize(buffer)
+    for buffer in (weights.values, weights.offsets, weights.picks):
+        if buffer is None:
+            continue
+        each, width = int(buffer.shape[0]) // size, _itemsize(buffer)
         for line in range(0, count * each * width, LINE):
             written.ask_for(buffer[(begin + _AHEAD // values) * each + line // width], 3)
 
@@ -244,8 +253,8 @@ def _itemsize(buffer: Any) -> int:
 
 
 @contextmanager
-def outputs(rows: int) -> Iterator[Any]:
+def outputs(rows: int, core: Core) -> Iterator[Any]:
     """Loops over the outputs of a block, as vectors where they make any."""
-    wide = min(rows, LANES)
+    wide = core.lanes if rows % core.lanes == 0 else min(rows, LANES)
     with script.unroll(i64(0), i64(rows // wide)) as u, script.vectorized(i64(0), i64(wide)) as lane:
         yield u * i64(wide) + lane
