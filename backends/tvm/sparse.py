@@ -26,16 +26,16 @@ _CACHES = (1 << 15, 1 << 19)  # bytes of a panel that stay in the first and the 
 # The static model of a core, in cycles: multiply-adds and loads follow each other. By measured times it takes
 # fewer of them than of those of the model of dense kernels, which counts multiply-adds alone.
 _SHARE = 0.5
-_FMAS, _LOADS = 2.0, 1.6  # of vectors
+_FMAS, _LOADS = 2.0, 1.8  # of vectors
 _READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
 _SPLIT = 1.5  # loads more of a vector that lies in two lines of the cache, at any place of an image
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
 _SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
-_WHERE = 1.5  # of an offset, in loads
+_WHERE = 0.8  # of an offset, in loads: several are one word
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
 _UNEVEN = 0.5  # columns of a window for which outputs wait for others, by every doubling of these
-_AGAIN, _CARRIED = 3.0, 4.0  # a run: its loop, each vector of sums to or from memory
+_AGAIN, _CARRIED = 3.0, 5.0  # a run: its loop, each vector of sums to or from memory
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
 _ROW = 20.0  # a row of an image in a tile
 _NEAR = 40.0  # bytes of weights in a cycle, from the second cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,11 +80,11 @@ def many(
             value = f32(0) if n else begin(r, v)
             script.buffer_store(kept, value, [(n * rows + r) * wide + v])
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
-        for n in range(strip.turn):
-            at = turn.astype("int64") * strip.turn + n
-            for r, factor in enumerate(_consecutive(weights.values, at * rows, rows, core)):
+        first = turn.astype("int64") * strip.turn
+        for n, offset in enumerate(_offsets(weights.offsets, first, strip.turn, core)):
+            for r, factor in enumerate(_consecutive(weights.values, (first + n) * rows, rows, core)):
                 with positions(strip, core.lanes) as v:
-                    read = data[base + weights.offsets[at].astype("int64") + v]
+                    read = data[base + offset + v]
                     place = (n % sets * rows + r) * wide + v
                     script.buffer_store(kept, kept[place] + factor * read, [place])
     for n in range(1, sets):
@@ -115,9 +116,8 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         begin = turn.astype("int64") * chains
         _ask_for(weights, begin, chains, rows)
-        for c in range(chains):
-            k = begin + c
-            at = base + weights.offsets[k].astype("int64")
+        for c, offset in enumerate(_offsets(weights.offsets, begin, chains, core)):
+            k, at = begin + c, base + offset
             if strip.window or strip.crossed(core):
                 products = _own if strip.window else _crossed
                 for n, product in enumerate(products(weights, data, k, at, strip, core)):
@@ -214,6 +214,24 @@ def _one(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: C
             total = total + kept[v * strip.chains + lane]
         script.buffer_store(sums, total, [v])
     return sums
+
+
+def _offsets(offsets: Any, first: Any, count: int, core: Core) -> list[Any]:
+    """Those of non-zeros that follow each other: parts of a word, which is one load for several, or each read
+    where vectors are multiplied by elements of others, for then loads are few.
+    """
+    size = _itemsize(offsets)
+    each = 1 if core.elements else math.gcd(count, 8 // size)
+    found = []
+    for begin in range(0, count, each):
+        if each == 1:
+            found.append(offsets[first + begin].astype("int64"))
+            continue
+        some = offsets[tirx.Ramp(first + begin, i64(1), each)]
+        word = script.bind(tirx.reinterpret(f"uint{8 * size * each}", some).astype("uint64"))
+        mask = tirx.const(256**size - 1, "uint64")
+        found += [script.bind(((word >> (8 * size * n)) & mask).astype("int64")) for n in range(each)]
+    return found
 
 
 def _consecutive(buffer: Any, first: Any, count: int, core: Core) -> list[Any]:
