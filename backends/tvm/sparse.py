@@ -40,7 +40,7 @@ _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned
 _ROW = 20.0  # a row of an image in a tile
 _NEAR = 40.0  # bytes of weights in a cycle, from the second cache
 _FAR = 2.5  # times as long where they are more than the second cache holds
-_BYTES = {False: 18.0, True: 6.0}  # of weights, from the last cache or from memory
+_BYTES = {False: 24.0, True: 6.0}  # of weights in a cycle, from the last cache or from memory
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,10 @@ class Sparse:
         follow = not isinstance(self.source, Image) and self.groups == 1
         if not core.picks or not follow or self.source.positions >= FEW or alike >= core.lanes:
             return []
-        for rows, sets, pairs in product((core.lanes, 2 * core.lanes), (2, 4), (1, 2)):
-            window = 2 * pairs * core.lanes
+        for vectors, sums, pairs in product((2, 4), (4, 8), (1, 2)):
+            rows, window = vectors * core.lanes, 2 * pairs * core.lanes
             if rows <= self.outputs and window <= self.columns:
-                found.append(Strip(rows, 1, 0, sets, window, alike))
+                found.append(Strip(rows, 1, 0, sums // vectors, window, alike))
         return found
 
     def _in_one(self, vectors: int, core: Core) -> int:
