@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import LANES, Core, ceil_div
+from .common import LANES, LINE, Core, ceil_div
 
 _TURNS = {1: 4, 2: 2, 4: 2}  # by rows
-_LINE = 16  # floats of a line of the cache
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> B
     have one in the window give it, for the others there is a zero.
     """
     outputs, columns = weights.shape
-    rows, alike, window, turn = strip.rows, strip.alike, strip.window, strip.turn
+    rows, alike, window, turn, line = strip.rows, strip.alike, strip.window, strip.turn, LINE // 4
     count, none = ceil_div(outputs, rows), columns + window
     padded = np.zeros((count * rows, columns + 1), np.float32)
     padded[:outputs, :columns] = weights
@@ -173,7 +172,7 @@ def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> B
     steps = []
     while True:
         reads = lists[every, given].reshape(count, -1)
-        begin = np.minimum(reads.min(1) // _LINE * _LINE, columns - window)
+        begin = np.minimum(reads.min(1) // line * line, columns - window)
         gives = reads < begin[:, None] + window
         steps.append((begin, np.where(gives, reads, columns), gives))
         if not gives.any():

@@ -11,6 +11,7 @@ from tvm import s_tir, tirx
 WORTH_THREADS = 4e5  # floating-point operations below which starting threads costs more
 WORTH_PASS = 1 << 16  # elements of a pass over a tensor, likewise
 LANES = 8  # channels of a block: a vector, or part of a wider one, or two narrower ones
+LINE = 64  # bytes of a line of the cache
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from tvm.script.ir_builder import tirx as script
 from ..vecmath import f32
 from . import written
 from .blocks import Strip
-from .common import LANES, Core, apart, ceil_div, i64, pieces
+from .common import LANES, LINE, Core, apart, ceil_div, i64, pieces
 from .conv import Window
 
 FEW = 8  # positions below which outputs are in the lanes
-LINE = 64  # bytes of a line of the cache
 _LINE = LINE // 4  # floats
 _ROW = 64  # elements
 _COPIES, _FEWER = 1 << 18, 0.9  # bytes of copies, and the share of vectors, up to which they are worth it

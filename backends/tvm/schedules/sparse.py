@@ -25,6 +25,7 @@ from . import sums, written
 from .blocks import Blocks, Strip
 from .common import (
     LANES,
+    LINE,
     WORTH_PASS,
     WORTH_THREADS,
     Core,
@@ -37,7 +38,7 @@ from .common import (
     pieces,
 )
 from .finish import finished_in_place
-from .sources import LINE, Image, Pixels, Source, Tokens, along, lanes, positions, turned
+from .sources import Image, Pixels, Source, Tokens, along, lanes, positions, turned
 
 _TURNED = (LINE // 4, LANES, 1)  # outputs turned together: of a line of the cache, of a vector, or one
 

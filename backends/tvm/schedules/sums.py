@@ -15,8 +15,8 @@ from tvm.script.ir_builder import tirx as script
 from ..vecmath import f32
 from . import written
 from .blocks import Blocks, Strip
-from .common import LANES, Core, ceil_div, i64
-from .sources import LINE, lanes, positions
+from .common import LANES, LINE, Core, ceil_div, i64
+from .sources import lanes, positions
 
 _PICK = "llvm.x86.avx512.vpermi2var.ps.512"
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
@@ -171,13 +171,12 @@ def _own(weights: Weights, data: Any, k: Any, at: Any, strip: Strip, core: Core)
     """The products of each vector of outputs with columns of their own, of the window at ``at``."""
     wide, alike = core.lanes, strip.alike
     vectors = [script.bind(data[tirx.Ramp(at + i64(n), i64(1), wide)]) for n in range(0, strip.window, wide)]
+    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))  # picked from by the low bits of the numbers
     for first in range(0, strip.rows, wide):
         to = tirx.Ramp((k * strip.rows + first) // alike, i64(1), wide // alike)
         every = _picked(weights.picks[to], wide // alike, [lane // alike for lane in range(wide)])
         picks, read = script.bind(every.astype(f"int32x{wide}")), None
-        for n, (low, high) in enumerate(
-            zip(vectors[::2], vectors[1::2], strict=True)
-        ):  # two at once, by the low bits of the numbers
+        for n, (low, high) in enumerate(pairs):
             these = tirx.call_llvm_intrin(f"float32x{wide}", _PICK, low, picks, high)
             least = tirx.Broadcast(tirx.const(2 * n * wide, "int32"), wide)
             read = these if read is None else tirx.Select(picks >= least, these, read)
