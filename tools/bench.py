@@ -191,9 +191,12 @@ def main() -> None:
 
 
 def machine() -> str:
+    """As the system calls the processor, and LLVM, for systems give processors of all years one name."""
+    from tvm.target import codegen
+
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return model or platform.processor() or platform.machine()
+    return f"{model or platform.processor() or platform.machine()} ({codegen.llvm_get_system_cpu()})"
 
 
 if __name__ == "__main__":

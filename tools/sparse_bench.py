@@ -153,8 +153,12 @@ NETS = [
 ]
 
 
-def with_zeros(model: onnx.ModelProto, mask: Mask) -> onnx.ModelProto:
-    """Zeros in every matrix and every convolution that is not depthwise, but the first and the last."""
+def with_zeros(model: onnx.ModelProto, mask: Mask, ends: bool = False) -> onnx.ModelProto:
+    """Zeros in every matrix and every convolution that is not depthwise, but the first and the last.
+
+    Args:
+        ends: these too.
+    """
     model, rng = onnx.ModelProto.FromString(model.SerializeToString()), np.random.default_rng(0)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     turned = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Transpose"}
@@ -166,7 +170,7 @@ def with_zeros(model: onnx.ModelProto, mask: Mask) -> onnx.ModelProto:
         if name in weights and not (node.op_type == "Conv" and weights[name].dims[1] == 1):
             transposed = any(a.name == "transB" and a.i for a in node.attribute) or name != node.input[1]
             found.setdefault(name, node.op_type == "Conv" or transposed)
-    for name in list(found)[1:-1]:
+    for name in list(found) if ends else list(found)[1:-1]:
         value = numpy_helper.to_array(weights[name])
         # (outputs, taps, channels): a pattern runs along the channels of a tap.
         rows = np.moveaxis(value, 1, -1) if found[name] else value.T
@@ -326,7 +330,8 @@ def draw(machines: Mapping[str, Any]) -> None:
             for layer, found in data["curves"].items():
                 plot.plot(*zip(*found[kind], strict=True), marker=".", label=layer)
             plot.axhline(1, color="gray", linewidth=0.8)
-            plot.set(title=f"{name}, zeros: {kind}", xlabel="ratio of zeros", yscale="log")
+            plot.set_title(f"{name}\nzeros: {kind}", fontsize=10)
+            plot.set(xlabel="ratio of zeros", yscale="log")
             plot.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
         row[0].set_ylabel("times as fast as dense elsewhere")
     axes[0][0].legend(fontsize=8)
