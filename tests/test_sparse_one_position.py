@@ -49,7 +49,7 @@ def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: in
     from onnx_prune.backends.tvm.schedules.blocks import Strip
     from tvm.target import Target
 
-    feature = "-fast-gather" if kind == "put together" else "+fast-gather"
+    feature = "+fast-gather" if kind in ("gathered", "spread") else "-fast-gather"
     core = core_of(Target(host_target(1) | {"mattr": [feature]}))
     if kind != "put together" and not (core.picks if "picked" in kind else core.gathers):
         pytest.skip("this processor has no such instruction")

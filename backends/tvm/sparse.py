@@ -177,10 +177,13 @@ class Sparse:
         return found
 
     def _windows(self, core: Core) -> list[Strip]:
-        """Of which outputs may have columns of their own: these follow each other in the source."""
+        """Of which outputs may have columns of their own: these follow each other in the source. Blocks read
+        fewer weights where what they multiply can be gathered.
+        """
         alike, found = self.pattern.rows, []
         follow = not isinstance(self.source, Image) and self.groups == 1
-        if not core.picks or not follow or self.source.positions >= FEW or alike >= core.lanes:
+        fits = alike == 1 if core.gathers else alike < core.lanes
+        if not core.picks or not follow or not fits or self.source.positions >= FEW:
             return []
         for vectors, sums, pairs in product((2, 4), (4, 8), (1, 2)):
             rows, window = vectors * core.lanes, 2 * pairs * core.lanes
