@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import scipy  # a part of it loads where it is used first
 
 from .axes import Axis
 from .errors import PlanError
@@ -144,15 +145,13 @@ def model_digest(analysis: Analysis) -> str:
 def _errors(curve: Curve, size: int) -> Scores:
     """The measured errors at every count of ``size`` units, shape (size + 1,): never falling, and smooth, so
     that what was measured by chance is no better a choice than what lies between."""
-    from scipy.interpolate import PchipInterpolator  # takes a while to load
-
     removed = np.array(curve.removed)
     measured = np.maximum.accumulate(np.array(curve.measured))
     known = np.flatnonzero(np.diff(removed, prepend=-1) > 0)
     ratios, errors = removed[known] / curve.size, measured[known]
     if ratios[-1] < 1:  # a group that goes whole costs as much again as an output that knows nothing
         ratios, errors = np.append(ratios, 1.0), np.append(errors, errors[-1] + 1.0)
-    return np.asarray(PchipInterpolator(ratios, errors)(np.arange(size + 1) / size))
+    return np.asarray(scipy.interpolate.PchipInterpolator(ratios, errors)(np.arange(size + 1) / size))
 
 
 def _plain(record: Sensitivity | Curve) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy  # a part of it loads where it is used first
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import scipy  # a part of it loads where it is used first
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 
 from ..analysis.errors import PlanError
 
@@ -85,4 +85,4 @@ def _smooth(curve: ErrorCurve, most: float) -> tuple[NDArray[np.float64], NDArra
     if len(known) == 1 or end <= 0:
         return np.zeros(1), np.zeros(1)
     ratios = np.append(np.arange(0, end - _ROUNDING, _STEP), end)
-    return ratios, np.asarray(PchipInterpolator(known, errors)(ratios))
+    return ratios, np.asarray(scipy.interpolate.PchipInterpolator(known, errors)(ratios))

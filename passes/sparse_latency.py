@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
+import scipy  # a part of it loads where it is used first
 
 from ..analysis.errors import PlanError
 from ..analysis.patterns.pattern import Blocks
@@ -50,7 +50,7 @@ def options(weight: str, curves: Mapping[Blocks, ErrorCurve], clock: LayerClock)
     dense = clock.ms(weight, 1, 1.0)
     found = [Option(None, 0.0 if dense is None else dense, 0.0)]
     for pattern, curve in curves.items():
-        errors = PchipInterpolator(curve.ratios, np.maximum.accumulate(curve.errors))
+        errors = scipy.interpolate.PchipInterpolator(curve.ratios, np.maximum.accumulate(curve.errors))
         for ratio in np.arange(_LEAST, curve.ratios[-1] + _STEP / 2, _STEP):
             share = round(min(float(ratio), curve.ratios[-1]), 4)
             ms = None if dense is None else clock.ms(weight, pattern.rows, 1 - share)

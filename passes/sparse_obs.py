@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import scipy  # a part of it loads where it is used first
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 from ..analysis.patterns.pattern import Blocks, Mask
 
@@ -130,10 +130,10 @@ def refit_masked(
         for i, support in enumerate(supports):
             columns, rows = np.flatnonzero(support), np.flatnonzero(which.ravel() == i)
             if len(columns):
-                factor = cho_factor(
+                factor = scipy.linalg.cho_factor(
                     h[np.ix_(columns, columns)], lower=True, overwrite_a=True, check_finite=False
                 )
-                solved = cho_solve(factor, target[np.ix_(rows, columns)].T, check_finite=False)
+                solved = scipy.linalg.cho_solve(factor, target[np.ix_(rows, columns)].T, check_finite=False)
                 fitted[g][np.ix_(rows, columns)] = solved.T
     return fitted.reshape(np.shape(weight))
 
@@ -219,8 +219,8 @@ def _solver(gram: Floats, ridge: float) -> Callable[[Floats], Floats]:
         return lambda rows: np.asarray(rows @ inverse)
     shifted = gram[0].copy()
     shifted.flat[:: columns + 1] += ridge
-    factor = cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
-    return lambda rows: np.asarray(cho_solve(factor, rows[0].T, check_finite=False).T[None])
+    factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
+    return lambda rows: np.asarray(scipy.linalg.cho_solve(factor, rows[0].T, check_finite=False).T[None])
 
 
 def _fit(raw: Floats, damped: Floats, weight: Floats, cross: Floats) -> Floats:

@@ -76,12 +76,23 @@ def test_tvm_is_imported_only_inside_backends() -> None:
 
 
 def test_pruning_works_without_loading_tvm() -> None:
-    code = (
+    run(
         "import sys, onnx_prune, onnx_prune.cli, onnx_prune.backends.cpu;"
         "m = onnx_prune.load('models/digits_resnet.onnx');"
         "onnx_prune.prune(m, ratio=0.5);"
         "assert not any(n == 'tvm' or n.startswith('tvm.') for n in sys.modules)"
     )
+
+
+def test_the_command_starts_without_what_takes_long_to_load() -> None:
+    run(
+        "import sys, onnx_prune.cli;"
+        "late = {'tvm', 'scipy.interpolate', 'scipy.linalg', 'scipy.optimize', 'scipy.sparse'};"
+        "assert not late & set(sys.modules)"
+    )
+
+
+def run(code: str) -> None:
     environment = {"PYTHONPATH": str(ROOT / ".dev")}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.linalg
+import scipy  # a part of it loads where it is used first
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
