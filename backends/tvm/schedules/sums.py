@@ -247,9 +247,8 @@ def _elements(data: Any, first: Any, offsets: Any, at: Any, core: Core) -> Any:
         none, read = tirx.Broadcast(f32(0), LANES), tirx.Broadcast(f32(-1), LANES)  # a sign has one read
         places = [tirx.address_of(data[first]), offsets[lanes(at)].astype(f"int32x{LANES}")]
         return tirx.call_llvm_intrin(f"float32x{LANES}", _GATHER, none, *places, read, tirx.const(4, "int8"))
-    numbers = range(LANES)
-    each = [data[first + script.bind(offsets[at + n].astype("int64"))] for n in numbers]
-    return tirx.Shuffle(each, [tirx.const(n, "int32") for n in numbers])
+    each = [data[first + offset] for offset in _offsets(offsets, at, LANES, core)]
+    return tirx.Shuffle(each, [tirx.const(n, "int32") for n in range(LANES)])
 
 
 def _ask_for(weights: Weights, begin: Any, count: int, rows: int) -> None:
