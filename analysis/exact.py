@@ -15,6 +15,7 @@ from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy  # a part of it loads where it is used first
 from numpy.typing import NDArray
 
 from .allocate import allot, merged, refined
@@ -227,24 +228,22 @@ class _Program:
         Raises:
             PlanError: no choice was found within the time.
         """
-        from scipy.optimize import Bounds, LinearConstraint, milp  # takes a while to load
-        from scipy.sparse import csr_array
 
         count = len(self._upper)
         entries = [
             (i, column, value) for i, (row, _, _) in enumerate(self._rows) for column, value in row.items()
         ]
         at, columns, values = (np.array(part) for part in zip(*entries, strict=True))
-        matrix = csr_array((values, (at, columns)), shape=(len(self._rows), count))
+        matrix = scipy.sparse.csr_array((values, (at, columns)), shape=(len(self._rows), count))
         bounds = [np.array([row[k] for row in self._rows]) for k in (1, 2)]
         whole = np.zeros(count)
         for start, ladder in zip(self._binaries, self._ladders, strict=True):
             whole[start : start + len(ladder.ratios)] = 1
-        result: Any = milp(
+        result: Any = scipy.optimize.milp(
             np.array(self._costs),
             integrality=whole,
-            bounds=Bounds(np.zeros(count), np.array(self._upper)),
-            constraints=LinearConstraint(matrix, *bounds),
+            bounds=scipy.optimize.Bounds(np.zeros(count), np.array(self._upper)),
+            constraints=scipy.optimize.LinearConstraint(matrix, *bounds),
             options={"time_limit": seconds, "mip_rel_gap": _GAP},
         )
         if result.status == 2:

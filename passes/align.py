@@ -14,6 +14,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import scipy  # a part of it loads where it is used first
 
 from ..analysis.axes import Axis, find, total
 from ..analysis.errors import CheckError
@@ -194,7 +195,6 @@ def best_sizes(
         wants: multiples, and how often each is wanted.
         siblings: axes that must keep equal numbers.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp  # takes a while to load
 
     # Columns: units that stay; for each want whether it holds, and how many steps there are.
     columns = {axis: i for i, axis in enumerate(worths)}
@@ -231,11 +231,11 @@ def best_sizes(
     start = upper[:units]
     for aim in (held, kept):
         low, high = zip(*bounds, strict=True)
-        result: Any = milp(
+        result: Any = scipy.optimize.milp(
             -aim / max(aim.max(), 1.0),
             integrality=np.ones(count),
-            bounds=Bounds(lower, upper),
-            constraints=LinearConstraint(np.array(rows), np.array(low), np.array(high)),
+            bounds=scipy.optimize.Bounds(lower, upper),
+            constraints=scipy.optimize.LinearConstraint(np.array(rows), np.array(low), np.array(high)),
             options={"time_limit": _SECONDS, "mip_rel_gap": 0.0},
         )
         if result.x is None:

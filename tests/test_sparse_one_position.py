@@ -20,6 +20,7 @@ KINDS: dict[str, Callable[[Any, Any], bool]] = {
     "picked": lambda strip, core: strip.window == 32 and strip.rows == 32,
     "picked of four": lambda strip, core: strip.window == 64 and strip.rows == 32,
     "picked for four": lambda strip, core: strip.window == 32 and strip.rows == 64,
+    "picked of four for four": lambda strip, core: strip.window == 64 and strip.rows == 64,
 }
 
 
@@ -42,6 +43,7 @@ KINDS: dict[str, Callable[[Any, Any], bool]] = {
         ("picked of four", "4x1", 1),
         ("picked for four", "single", 0),
         ("picked for four", "4x1", 1),
+        ("picked of four for four", "single", 1),
     ],
 )
 def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: int) -> None:
@@ -53,7 +55,7 @@ def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: in
     core = core_of(Target(host_target(1) | {"mattr": [feature]}))
     if kind != "put together" and not (core.picks if "picked" in kind else core.gathers):
         pytest.skip("this processor has no such instruction")
-    net, outputs = Net(1, 70), 69 if kind == "picked for four" else 45
+    net, outputs = Net(1, 70), 69 if kind.endswith("for four") else 45
     model = with_zeros(net.model(net.op("MatMul", "x", net.weight(70, outputs))), PATTERNS[pattern], seed)
     (layer,) = built(model, 0, 1, feature)[1]
     strips = [Strip(*choice) for choice in layer.sparse.choices(core, False)]

@@ -28,6 +28,7 @@ from onnx_prune.models.digits import FOLDER
 from onnx_prune.passes.execute import random_inputs
 from openvino_peer import OpenVinoBackend
 from rebatch import rebatched
+from tvm.target import codegen
 
 PEERS: dict[str, Callable[[int], Backend]] = {"onnxruntime": OnnxRuntimeBackend, "openvino": OpenVinoBackend}
 KINDS = ("tvm", "tuned")
@@ -192,8 +193,6 @@ def main() -> None:
 
 def machine() -> str:
     """As the system calls the processor, and LLVM, for systems give processors of all years one name."""
-    from tvm.target import codegen
-
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{model or platform.processor() or platform.machine()} ({codegen.llvm_get_system_cpu()})"

@@ -245,10 +245,8 @@ class Sparse:
             lanes = _lanes(strip.rows, core)
             multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
             if strip.window:
-                vectors, pairs = (
-                    strip.rows / core.lanes,
-                    strip.window / (2 * core.lanes),
-                )  # these to pick from
+                vectors = strip.rows / core.lanes
+                pairs = strip.window / (2 * core.lanes)  # of vectors to pick from
                 multiplies, loads = vectors * (1 + 3 * pairs * _SPREAD), 2 * vectors + 2 * pairs + _WHERE
             elif strip.crossed(core):
                 multiplies, loads = 1.0 + _SPREAD, 2.0 + _WHERE
