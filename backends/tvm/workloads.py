@@ -25,7 +25,7 @@ from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 from .sparse import Sparse
 
-VERSION = 11  # of kernels and schedules: times of another one say nothing about these
+VERSION = 12  # of kernels and schedules: times of another one say nothing about these
 
 # The static model of a core, in cycles.
 _FMAS = 2.0  # multiply-adds of vectors
@@ -188,7 +188,20 @@ class Depthwise(Computed):
 
     def choices(self, core: Core, far: bool) -> Sequence[Choice]:
         """The best by the static model first."""
-        return [astuple(tile) for tile in tiles(1, *self.window.out(self.data[2:]), Core())[:MOST]]
+        height, width = self.window.out(self.data[2:])
+        taps = math.prod(self.window.kernel)
+        if not core.elements:
+            return [astuple(tile) for tile in tiles(1, height, width, Core())[:MOST]]
+        most = conv.most_sums(taps, core)
+        found = tiles(1, height, width, Core(registers=2 * core.registers) if most else Core())
+        most = most or core.registers // 2
+
+        def cost(tile: Tile) -> tuple[bool, float]:
+            sums, reach = tile.rows * tile.columns, conv.reach(self.window, (tile.rows, tile.columns))
+            turns = ceil_div(height, tile.rows) * ceil_div(width, tile.columns)
+            return sums > most, turns * (sums * taps + math.prod(reach))
+
+        return [astuple(tile) for tile in sorted(found, key=cost)[:MOST]]
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""

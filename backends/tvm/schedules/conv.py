@@ -15,6 +15,7 @@ from tvm import te, tirx
 
 from .common import (
     LANES,
+    Core,
     Rule,
     annotated,
     ceil_div,
@@ -27,6 +28,9 @@ from .common import (
     with_axes_joined,
 )
 from .tile import Tile
+
+_SPARE = 6  # registers of a depthwise tile for what it reads and for what follows it
+_FEWEST = 4  # sums of such a tile
 
 _BAND_BYTES = 1 << 15  # sums of a band of the image, kept while chunks of the input channels are added
 
@@ -84,7 +88,9 @@ def pad_image(x: Any, window: Window, rows: int, columns: int, size: tuple[int, 
         return x
 
     def at(b: Any, c: Any, i: Any, j: Any, v: Any) -> Any:
-        inside = tirx.all(i >= top, i < h + top, j >= left, j < w + left)
+        # What is likely are parts of loops of their own.
+        bounds = (i >= top, i < h + top, j >= left, j < w + left)
+        inside = tirx.all(*(tirx.likely(bound) for bound in bounds))
         return tirx.if_then_else(inside, read(b, c, i - top, j - left, v), fill)
 
     return te.compute((n, blocks, i64(rows), i64(columns), lanes), at, name="conv_pad")
@@ -297,6 +303,14 @@ def depthwise(x: Any, weights: Any, window: Window, size: tuple[int, int], tile:
     )
 
 
+def most_sums(taps: int, core: Core) -> int:
+    """Of half vectors in a depthwise tile: what weights of all taps leave of the registers where none is an
+    operand in memory; 0 where vectors are whole.
+    """
+    left = 2 * core.registers - taps - _SPARE
+    return left if core.elements and left >= _FEWEST else 0
+
+
 class Conv(Rule):
     """Schedule of `conv2d` with whatever elementwise operators were fused after it."""
 
@@ -392,7 +406,9 @@ class Depthwise(Rule):
         b, c, i, j, v = loops
         io, ii = schedule.split(i, [None, rows])
         jo, ji = schedule.split(j, [None, columns])
-        schedule.reorder(b, c, io, jo, ii, ji, v)
+        taps = math.prod(extent(schedule, loop) for loop in schedule.get_loops(sums)[-2:])
+        part, v = schedule.split(v, [2 if most_sums(taps, self.core) else 1, None])
+        schedule.reorder(b, c, part, io, jo, ii, ji, v)
         schedule.vectorize(v)
         schedule.unroll(ii)
         schedule.unroll(ji)

@@ -27,6 +27,7 @@ from .common import (
 )
 
 _NEAR_BYTES = 1 << 18  # of a core's second cache
+_STEPS = 4  # along the sums, whose factors are one vector
 
 # Reads an element of an operand at a position.
 Read = Callable[[Sequence[Any]], Any]
@@ -58,7 +59,12 @@ _TILES = [
 
 def tiles(rows: int, columns: int, core: Core) -> list[tuple[int, int]]:
     """Register tiles for a (rows, K) × (K, columns) product, those of the least padded work first."""
-    fitting = [(r, v * core.lanes) for r, v, _ in _TILES if r * v + min(r, v) + 1 <= core.registers]
+
+    def taken(r: int, v: int) -> int:
+        # Elements of vectors multiply where these are read for several steps: half registers.
+        return r * v + (ceil_div(r, 2) + 2 if core.elements else min(r, v) + 1)
+
+    fitting = [(r, v * core.lanes) for r, v, _ in _TILES if taken(r, v) <= core.registers]
     return sorted(fitting, key=lambda tile: (overhead(rows, columns, tile, core), tile))
 
 
@@ -228,7 +234,11 @@ class Gemm(Rule):
     def sum(self, schedule: Any, sums: Any) -> None:
         """The loops of a tile of sums."""
         i, p, j, k = schedule.get_loops(sums)[-4:]
-        schedule.reorder(k, i, p, j)
+        # What elements of a vector multiply is read for several steps at once.
+        several = _STEPS if self.core.elements and extent(schedule, k) % _STEPS == 0 else 1
+        k, steps = schedule.split(k, [None, several])
+        schedule.reorder(k, steps, i, p, j)
+        schedule.unroll(steps)
         schedule.unroll(i)
         vectorize(schedule, j, self.core.lanes)
         unroll_init(schedule, schedule.decompose_reduction(sums, k), 3)

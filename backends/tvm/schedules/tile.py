@@ -52,7 +52,9 @@ def tiles(blocks: int, height: int, width: int, core: Core) -> list[Tile]:
             for columns in range(1, min(core.registers - 2, width) + 1):
                 tile = Tile(channels, rows, columns)
                 vectors = tile.vectors(core)
-                taken = vectors * rows * columns + vectors + 1
+                # Elements of vectors multiply where these are read for all positions: half registers.
+                read = ceil_div(rows * columns, 2) if core.elements else 1
+                taken = vectors * rows * columns + vectors + read
                 if taken <= core.registers and (rows == 1 or columns < core.registers // 2):
                     found.append(tile)
     return sorted(found, key=lambda tile: tile.overhead(blocks, height, width, core))
