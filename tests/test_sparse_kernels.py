@@ -85,6 +85,8 @@ def layers() -> dict[str, onnx.ModelProto]:
     found["1x1 strided"] = net.model(net.conv("x", 18, 33, 1, strides=[2, 2]))
     net = Net(1, 16, 2, 2)
     found["few positions"] = net.model(net.conv("x", 16, 22, 3, pads=[1] * 4))
+    net = Net(1, 12, 1, 1)
+    found["one pixel"] = net.model(net.conv("x", 12, 10, 3, pads=[1] * 4))
     net = Net(2, 37, 30)
     found["tokens"] = net.model(net.op("Add", net.op("MatMul", "x", net.weight(30, 50)), net.weight(50)))
     net = Net(1, 3, 7, 41)
@@ -183,6 +185,22 @@ def test_every_choice_computes_the_same(layer: str, number: int) -> None:
     artifact, _ = built(model, number, 1 + number % 2)
     got, wanted = results(artifact, model, seed=2)
     assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("number", [0, 3, 7, 10])
+@pytest.mark.parametrize(("c", "hidden", "side"), [(13, 21, 9), (16, 36, 2)])
+def test_blocks_of_channels_stay_beside_depthwise_layers(c: int, hidden: int, side: int, number: int) -> None:
+    net, depthwise = Net(1, c, side, side), {"pads": [1] * 4}
+    x = net.op("Relu", net.conv("x", c, c, 3, groups=c, **depthwise))
+    y = net.op("Relu", net.conv(x, c, hidden, 1))
+    y = net.op("Relu", net.conv(y, hidden, hidden, 3, groups=hidden, **depthwise))
+    model = with_zeros(net.model(net.op("Relu", net.conv(y, hidden, c, 1, strides=[2, 2]))), MASKS["4x1"], 2)
+    artifact, choices = forced(model, number, 1 + number % 2)
+    wide, narrow = (layer.sparse for layer in choices.layers)
+    assert (wide.source.blocked, wide.blocked) == (True, True)
+    assert (narrow.source.blocked, narrow.blocked) == (True, False)
+    got, wanted = results(artifact, model, seed=3)
+    assert np.array_equal(got, wanted) and np.any(wanted)
 
 
 @pytest.mark.parametrize("groups", [1, 3])

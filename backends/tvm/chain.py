@@ -54,8 +54,8 @@ class Chain:
     def cycles(self, choice: tuple[int, ...], core: Core, far: bool) -> float:
         """What a choice takes, by the static model."""
         a, b = _strips(choice)
-        first = self.first.cycles(astuple(a), core, far) - self.first.storing(a)
-        return first + self.second.cycles(astuple(b), core, far) - self.second.packing(b)
+        first = self.first.cycles(astuple(a), core, far) - self.first.storing(a, core)
+        return first + self.second.cycles(astuple(b), core, far) - self.second.packing(b, core)
 
     def kernel(
         self,

@@ -15,10 +15,11 @@ from tvm import relax, te, tirx
 from tvm.ir import Constant
 
 from . import skip
-from .forms import ALONE, FUSIBLE, Forms, shape_of, static_shape
+from .forms import ALONE, FUSIBLE, Forms, operator, shape_of, static_shape
 from .schedules import conv, pool
 from .schedules.common import LANES, ceil_div, i64
 from .schedules.tile import Tile
+from .vecmath import ELEMENTWISE as FUNCTIONS
 from .workloads import Convolution, Depthwise
 
 _UNARY = ("relax.nn.relu", "relax.nn.leakyrelu", "relax.clip", "relax.negative", "relax.abs")
@@ -44,12 +45,32 @@ def conv2d(forms: Forms, var: Any, call: Any) -> bool:
     if (groups == 1 or weights.shape[1] > 1) and skip.has_zeros(weights):
         size = (static_shape(x)[2], static_shape(x)[3])
         dense, _ = _joined(forms, x, *conv.without_idle_taps(weights, window, size), groups)
-        sparse = skip.convolution(forms, x, weights, window, groups, dense)
-        if sparse is not None:
-            forms.plain[var] = sparse
+        if skip.convolution(forms, var, weights, window, groups, dense, _read_in_blocks(forms, var)):
             return True
     forms.packed[var] = convolve(forms, x, weights, window, groups, pattern)
     return True
+
+
+def _read_in_blocks(forms: Forms, var: Any) -> bool:
+    """Whether a depthwise convolution reads a variable, or what elementwise operators make of it, and nobody
+    else wants that plain.
+    """
+    waiting, seen, found = [var], {var}, False
+    while waiting:
+        for reader in forms.readers.get(waiting.pop(), ()):
+            call = forms.definition(reader)
+            name = operator(call)
+            if name not in RULES and name not in FUNCTIONS:
+                return False
+            if name == "relax.nn.conv2d":
+                weights = shape_of(call.args[1])
+                found |= int(call.attrs.groups) > 1 and weights is not None and weights[1] == 1
+            elif name == "relax.concat" and static_shape(var)[1] % LANES:
+                return False
+            elif name in (*_UNARY, *_BINARY, *FUNCTIONS) and reader not in seen:
+                seen.add(reader)
+                waiting.append(reader)
+    return found
 
 
 def convolve(
@@ -102,14 +123,15 @@ def _joined(
 
 
 def window_pool(forms: Forms, var: Any, call: Any) -> bool:
-    """Max and average pools of what is packed already."""
+    """Max and average pools."""
     attrs, x = call.attrs, call.args[0]
-    if x not in forms.packed or attrs.layout != "NCHW":
+    shape = shape_of(x)
+    if attrs.layout != "NCHW" or shape is None or (shape[1] < LANES and x not in forms.packed):
         return False
     window = conv.Window(
         pair(attrs.pool_size), pair(attrs.strides), pair(attrs.dilation), four(attrs.padding)
     )
-    size, out = static_shape(x)[2:], static_shape(var)[2:]
+    size, out = shape[2:], static_shape(var)[2:]
     largest = call.op.name == "relax.nn.max_pool2d"
     overhangs = window.out((size[0], size[1])) != out
     if not largest and (overhangs or (any(window.padding) and not attrs.count_include_pad)):
@@ -118,7 +140,7 @@ def window_pool(forms: Forms, var: Any, call: Any) -> bool:
         lambda data: pool.pool(data, window, (size[0], size[1]), (out[0], out[1]), largest, overhangs),
         "pool",
         ALONE,
-        forms.packed[x],
+        forms.pack(x),
     )
     return True
 

@@ -33,7 +33,7 @@ class Skipping:
     Attributes:
         x: what it reads.
         matrix: its weights (outputs, columns).
-        arguments: what its kernel reads, which may be what x is made of.
+        arguments: what its kernel reads, in the forms it does; may be what x is made of.
     """
 
     x: Any
@@ -48,17 +48,33 @@ def has_zeros(weights: NDArray[Any]) -> bool:
 
 
 def convolution(
-    forms: Forms, x: Any, weights: NDArray[Any], window: conv.Window, groups: int, dense: Convolution
-) -> Any:
-    """The plain convolution of x by weights (O, I/groups, KH, KW) without their zeros; None where a dense one
-    is faster.
+    forms: Forms,
+    var: Any,
+    weights: NDArray[Any],
+    window: conv.Window,
+    groups: int,
+    dense: Convolution,
+    in_blocks: bool,
+) -> bool:
+    """Whether the convolution ``var`` by weights (O, I/groups, KH, KW) is done without their zeros; not where
+    a dense one is faster.
+
+    Args:
+        in_blocks: whether it is read in blocks of channels.
     """
+    x = forms.definition(var).args[0]
     n, c, h, w = static_shape(x)
+    kept, window = conv.without_idle_taps(weights, window, (h, w))
     pointwise = window.kernel == (1, 1) and not any(window.padding)
-    data = (n, c, h, w)
-    source = Pixels(data, window.strides) if pointwise else Image(data, window)
-    layer = _skipping(forms, x, weights, weights.reshape(len(weights), -1), source, dense, groups)
-    return None if layer is None else _alone(forms, layer)
+    source: Pixels | Image = Image((n, c, h, w), window)
+    if pointwise:
+        source = Pixels((n, c, h, w), window.strides, blocked=x in forms.packed and x not in forms.plain)
+    blocked = pointwise and in_blocks
+    layer = _skipping(forms, x, weights, kept.reshape(len(kept), -1), source, dense, groups, blocked)
+    if layer is None:
+        return False
+    (forms.packed if blocked else forms.plain)[var] = _alone(forms, layer)
+    return True
 
 
 def product(forms: Forms, var: Any, x: Any, weights: NDArray[Any], dense: Product) -> Any:
@@ -96,7 +112,7 @@ def _joined(forms: Forms, var: Any, layer: Skipping) -> Any:
         workload.kernel((first, second), choice, core, between, shapes),
         "sparse",
         FUSIBLE,
-        *(forms.rebuild(argument) for argument in before.arguments),
+        *before.arguments,
         *(relax.const(array) for array in (*first.arrays, *constants, *second.arrays)),
         shape=workload.second.result.shape,
         workload=workload,
@@ -111,13 +127,17 @@ def _skipping(
     source: Pixels | Image | Tokens,
     dense: Convolution | Product,
     groups: int = 1,
+    blocked: bool = False,
 ) -> Skipping | None:
     """A layer without its zeros; None where a dense one is faster."""
     with np.errstate(over="ignore"):
         halves = forms.choices.core.halves and bool((matrix == matrix.astype(np.float16)).all())
-    workload = Sparse(source, len(matrix), pattern_of(matrix), groups, halves)
+    workload = Sparse(source, len(matrix), pattern_of(matrix), groups, halves, blocked)
     taken = forms.choices.skips(weights, workload.in_rows(), dense)
-    return Skipping(x, matrix, workload, [x]) if taken else None
+    if not taken:
+        return None
+    read = forms.pack(x) if isinstance(source, Pixels) and source.blocked else forms.rebuild(x)
+    return Skipping(x, matrix, workload, [read])
 
 
 def _normalising(forms: Forms, layer: Skipping, tokens: Tokens) -> Skipping:
@@ -132,7 +152,8 @@ def _normalising(forms: Forms, layer: Skipping, tokens: Tokens) -> Skipping:
         return layer
     source = Normalised(tokens.lead, tokens.channels, float(call.attrs.epsilon))
     workload = replace(layer.workload, source=source)
-    return replace(layer, workload=workload, arguments=[x, *parameters])
+    arguments = [forms.rebuild(argument) for argument in (x, *parameters)]
+    return replace(layer, workload=workload, arguments=arguments)
 
 
 def _alone(forms: Forms, layer: Skipping) -> Any:
@@ -141,12 +162,12 @@ def _alone(forms: Forms, layer: Skipping) -> Any:
     choice = forms.choices.of(workload.in_rows())
     blocks, result = workload.blocks(layer.matrix, choice, core), workload.result
     # One position may be spread over many by what follows; fused, it would be computed again for each.
-    pattern = FUSIBLE if workload.source.positions > 1 or result.turned else ALONE
+    pattern = FUSIBLE if workload.source.positions > 1 or isinstance(workload.source, Tokens) else ALONE
     return forms.call(
         workload.kernel(blocks, choice, core),
         "sparse",
         pattern,
-        *(forms.rebuild(argument) for argument in layer.arguments),
+        *layer.arguments,
         *(relax.const(array) for array in blocks.arrays),
         shape=result.shape,
         workload=workload,

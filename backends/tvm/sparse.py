@@ -37,6 +37,8 @@ _BEGIN = 30.0  # a block of chains: its loop, its registers
 _UNEVEN = 0.5  # columns of a window for which outputs wait for others, by every doubling of these
 _AGAIN, _CARRIED = 3.0, 5.0  # a run: its loop, each vector of sums to or from memory
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
+_INSTRUCTION = 0.4  # in cycles
+_OFFSET, _LOOP, _AROUND = 2.0, 3.0, 10.0  # instructions of a non-zero, of a turn of the loop, of a run
 _ROW = 20.0  # a row of an image in a tile
 _NEAR = 40.0  # bytes of weights in a cycle, from the second cache
 _FAR = 2.5  # times as long where they are more than the second cache holds
@@ -94,6 +96,7 @@ class Sparse:
         groups: of channels; the columns of an output are those of its group.
         halves: whether half precision holds all of them; blocks of few positions are kept so, for there
             reading weights takes the time.
+        blocked: whether channels of the result are in blocks of eight, those that fill the last one zero.
     """
 
     name: ClassVar[str] = "sparse"
@@ -104,6 +107,7 @@ class Sparse:
     pattern: Pattern
     groups: int = 1
     halves: bool = False
+    blocked: bool = False
 
     @property
     def description(self) -> str:
@@ -132,7 +136,13 @@ class Sparse:
     def result(self) -> sparse.Result:
         if isinstance(self.source, Tokens):
             return sparse.rows_of(self.source, self.outputs)
-        return sparse.image_of(self.source, self.outputs)
+        kind = sparse.blocks_of_channels if self.blocked else sparse.image_of
+        return kind(self.source, self.outputs)
+
+    @property
+    def made(self) -> int:
+        """Outputs with those that fill the last block of the result."""
+        return ceil_div(self.outputs, LANES) * LANES if self.blocked else self.outputs
 
     def in_rows(self) -> Sparse:
         """The same on tokens that are not arranged in any way: it takes as long."""
@@ -154,19 +164,23 @@ class Sparse:
             if self.groups > 1 and self.outputs // self.groups % rows:
                 break
             if positions < FEW:
-                lanes = ceil_div(rows, LANES)
                 for wide in range(1, min(positions, 4) + 1):
                     if rows == 1:
                         found += [Strip(1, wide, 0, count * LANES) for count in (1, 2)]
                         continue
                     for chains in (1, 2, 4, 8, 16):
                         strip = Strip(rows, wide, 0, chains)
-                        sums = 1 if strip.crossed(core) else wide * lanes
+                        sums = 1 if strip.crossed(core) else wide * _lanes(rows, core)
                         fits = chains <= 8 and chains * sums <= core.registers - 4
                         if fits or strip.gathers(core):
                             found.append(strip)
             if rows > 8 or positions < FEW // 2:
                 continue
+            if core.elements and positions >= FEW and rows >= LANES // 2 and len(self.result.turns) > 1:
+                # Elements of vectors of positions multiply outputs in the lanes: results need no turning.
+                for wide, chains in product((8, 16), (1, 2)):
+                    if wide * _lanes(rows, core) * chains <= core.registers - 4:
+                        found.append(Strip(rows, wide, 0, chains))
             for vectors in range(1, ceil_div(positions, LANES) + 1):
                 wide = ceil_div(vectors, self._in_one(vectors, core))
                 read = wide if rows > 1 else 0  # that several rows multiply, and no memory operands
@@ -209,27 +223,30 @@ class Sparse:
         took = (source.positions // strip.wide) * self._tile(strip, core)
         took = blocks * (took + (self._tile(last, core) if last else 0))
         tiles = sparse.count_tiles(source, strip)
-        passes = self.packing(strip) + self.storing(strip)
+        passes = self.packing(strip, core) + self.storing(strip, core)
         size = np.dtype(self._dtype(strip)).itemsize
         picks = strip.rows / strip.alike if strip.window else 0.0
         weights = blocks * self._nonzeros(strip) * (size * strip.rows + picks + 2)
         again = (tiles - 1) * weights / _NEAR if weights > _CACHES[1] else 0.0
         return _SHARE * (took + again) + passes + weights / _BYTES[far]
 
-    def packing(self, strip: Strip) -> float:
+    def packing(self, strip: Strip, core: Core) -> float:
         """Cycles of the passes over what is read."""
         took = _pass(self.source.positions * self.source.channels, _PACK)
-        return _SHARE * (took + self._pages(strip, self.source.channels))
+        blocked = isinstance(self.source, Pixels) and self.source.blocked
+        return _SHARE * (took + self._pages(strip, 0 if blocked else self.source.channels, core))
 
-    def storing(self, strip: Strip) -> float:
+    def storing(self, strip: Strip, core: Core) -> float:
         """Cycles of the passes over results."""
-        results, turns = self.source.positions * self.outputs, isinstance(self.source, Tokens)
+        results, turns = self.source.positions * self.made, len(self.result.turns) > 1 and not strip.chains
         took = _pass(results, _STORE + _TURN * turns) + (0.0 if self.source.exact else _pass(results, _LAST))
-        return _SHARE * (took + self._pages(strip, self.outputs))
+        return _SHARE * (took + self._pages(strip, 0 if self.blocked else self.outputs, core))
 
-    def _pages(self, strip: Strip, channels: int) -> float:
+    def _pages(self, strip: Strip, channels: int, core: Core) -> float:
         """Rows of images lie on pages of their own."""
-        return _ROW * sparse.count_tiles(self.source, strip) * channels * isinstance(self.source, Pixels)
+        if core.elements or not isinstance(self.source, Pixels):
+            return 0.0
+        return _ROW * sparse.count_tiles(self.source, strip) * channels
 
     def _nonzeros(self, strip: Strip) -> float:
         """Of a block, filled to whole turns."""
@@ -240,6 +257,8 @@ class Sparse:
 
     def _tile(self, strip: Strip, core: Core) -> float:
         """Cycles of a block of a tile."""
+        if core.elements:
+            return _INSTRUCTION * self._instructions(strip)
         nonzeros = self._nonzeros(strip)
         if strip.chains:
             lanes = _lanes(strip.rows, core)
@@ -262,10 +281,31 @@ class Sparse:
         sums, split = strip.rows * vectors, _SPLIT if isinstance(self.source, Image) else 0.0
         loads = _factors(strip.rows, core) + vectors * (_read(self._window(strip)) + split) + _WHERE
         each = max(sums / _FMAS + loads / _LOADS, _LATENCY)
+        runs, carried = self._runs(strip)
+        return nonzeros * each + runs * _AGAIN + carried * _CARRIED * sums
+
+    def _runs(self, strip: Strip) -> tuple[float, float]:
+        """Of a block, and how often they carry its sums to memory or back."""
+        nonzeros = self._nonzeros(strip)
         runs = nonzeros / strip.run + 0.5 if 0 < strip.run < nonzeros else 1.0
         # Sums of several runs are set to zero before and copied after.
-        carried = 2 * runs + 2 if strip.run else 1
-        return nonzeros * each + runs * _AGAIN + carried * _CARRIED * sums
+        return runs, 2 * runs + 2 if strip.run else 1
+
+    def _instructions(self, strip: Strip) -> float:
+        """Of a block of a tile: none of the processors whose elements multiply was measured, so those of
+        vectors of four floats are counted. What they read is as far as on others.
+        """
+        if strip.chains:
+            half, sets, runs, carried = LANES // 2, strip.chains, 1.0, 1.0
+            sums, reads = float(strip.wide * ceil_div(strip.rows, half)), float(ceil_div(strip.wide, LANES))
+            if strip.rows == 1:
+                sums, reads = strip.wide / half, 2.0 * strip.wide
+        else:
+            sums, sets = 2 * strip.rows * strip.vectors, 1
+            reads = strip.vectors * _read(self._window(strip))
+            runs, carried = self._runs(strip)
+        each = sums + reads + strip.rows / LANES + _OFFSET + _LOOP / strip.turn
+        return self._nonzeros(strip) * each + runs * _AROUND + (sets + carried) * sums
 
     def _window(self, strip: Strip) -> float:
         """Bytes of the source that runs read which begin at one column."""
@@ -276,20 +316,25 @@ class Sparse:
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...], core: Core) -> Blocks:
         """Weights (outputs, columns) as the kernel of a choice reads them."""
         strip = Strip(*choice)
+        weights = np.pad(weights, ((0, self.made - self.outputs), (0, 0)))
         if strip.window:
             return windows_of(weights, strip, self._dtype(strip))
         apart = strip.run and not sparse.shares_tiles(self.source, strip, core)
         groups = min(core.threads, ceil_div(self.outputs, strip.rows)) if apart else 1
         offsets = self.source.columns(strip).reshape(self.groups, -1)
-        return blocks_of(weights, offsets, strip, groups, self._dtype(strip))
+        # Vectors of positions that lie one after the other are read by their number.
+        vectors = core.elements and strip.chains and strip.rows > 1 and strip.wide in (2, 4)
+        unit = strip.wide if vectors and not (offsets % strip.wide).any() else 1
+        return blocks_of(weights, offsets, strip, groups, self._dtype(strip), unit)
 
     def _dtype(self, strip: Strip) -> str:
-        return "float16" if self.halves and strip.chains and strip.rows > 1 else "float32"
+        few = self.source.positions < FEW and strip.rows > 1
+        return "float16" if self.halves and few and strip.chains else "float32"
 
     def kernel(self, blocks: Blocks, choice: tuple[int, ...], core: Core) -> Any:
         """A PrimFunc of the operand and of the arrays of ``blocks``."""
         strip = Strip(*choice)
-        return sparse.kernel(self.source, self.outputs, blocks, strip, self.result, core)
+        return sparse.kernel(self.source, self.made, blocks, strip, self.result, core)
 
     def function(self, choice: tuple[int, ...], core: Core) -> Any:
         """A kernel for weights of the pattern."""

@@ -20,7 +20,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import LOG2_E, exp2, f32
-from . import sources, written
+from . import turning, written
 from .common import LANES, Core, apart, ceil_div, i64, pieces
 
 # Reads an element of a buffer's view at a position; gives the score of a product at a position.
@@ -184,10 +184,10 @@ class _Emit:
                     with loops[0] as k, loops[1] as u:
                         row, at = k * i64(LANES), u * i64(LANES)
                         columns = [run.there(p, at + i64(j)) for j in range(LANES)]
-                        lines = sources.turned([self._eight(operand, row, column) for column in columns])
+                        lines = turning.turned([self._eight(operand, row, column) for column in columns])
                         for j, line in enumerate(lines):
                             place = panel + (row + i64(j)) * i64(run.wide) + at
-                            script.buffer_store(made, line, [sources.lanes(place)])
+                            script.buffer_store(made, line, [turning.lanes(place)])
                 if depth > eights * LANES:
                     with script.serial(i64(eights * LANES), i64(depth)) as k, self._columns(run.wide) as lane:
                         value = self._read(operand, [k, run.there(p, lane)])
@@ -204,7 +204,7 @@ class _Emit:
     def _eight(self, operand: tuple[int, Read], k: Any, column: Any) -> Any:
         """Elements of a column that follow each other in memory, from row ``k``."""
         first = self._read(operand, [k, column])
-        return first.source[(*first.indices[:-1], sources.lanes(first.indices[-1]))]
+        return first.source[(*first.indices[:-1], turning.lanes(first.indices[-1]))]
 
     def scores(self, keys: Any, runs: Sequence[Panels], first: Any) -> Any:
         """Products (rows of a band, keys) of queries and all keys, filled to whole vectors."""

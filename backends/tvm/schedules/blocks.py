@@ -48,8 +48,8 @@ class Strip:
         return self.chains or _TURNS.get(self.rows, 1)
 
     def vector(self, lanes: int) -> int:
-        """Positions of a vector: of all ``lanes`` where that comes out."""
-        return 1 if self.chains else lanes if self.wide % lanes == 0 else LANES
+        """Positions of a vector: of all ``lanes`` where that comes out; 1 where they make none."""
+        return next((size for size in (lanes, LANES) if self.wide % size == 0), 1)
 
     def crossed(self, core: Core) -> bool:
         """Whether all outputs of a block at all positions are one vector of the core; not where elements of a
@@ -87,6 +87,7 @@ class Blocks:
         groups: of blocks beside each other, which have as many runs each.
         picks: shape (non-zeros · rows / those alike,), uint8: the column of each within its window; of no
             elements where rows share them.
+        unit: elements that offsets count.
     """
 
     values: NDArray[Any]
@@ -95,6 +96,7 @@ class Blocks:
     places: NDArray[Any]
     groups: int
     picks: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    unit: int = 1
 
     @property
     def arrays(self) -> list[NDArray[Any]]:
@@ -104,7 +106,12 @@ class Blocks:
 
 
 def blocks_of(
-    weights: NDArray[Any], offsets: NDArray[Any], strip: Strip, groups: int = 1, dtype: str = "float32"
+    weights: NDArray[Any],
+    offsets: NDArray[Any],
+    strip: Strip,
+    groups: int = 1,
+    dtype: str = "float32",
+    unit: int = 1,
 ) -> Blocks:
     """Weights (outputs, columns) by blocks of outputs.
 
@@ -113,6 +120,7 @@ def blocks_of(
             group, which are whole blocks where there are several.
         groups: of blocks, to be computed beside each other.
         dtype: of the values, which it holds exactly.
+        unit: elements that offsets are to count, of which they are multiples.
     """
     outputs, columns = weights.shape
     count, turn = ceil_div(outputs, strip.rows), strip.turn
@@ -120,7 +128,7 @@ def blocks_of(
     padded[:outputs] = weights
     blocks = padded.reshape(count, strip.rows, columns)
     block, column = np.nonzero((blocks != 0).any(1))
-    place = offsets[block * len(offsets) // count, column]
+    place = offsets[block * len(offsets) // count, column] // unit
     order = np.lexsort((place, block))
     block, column, place = block[order], column[order], place[order]
     counts = np.bincount(block, minlength=count)
@@ -146,7 +154,7 @@ def blocks_of(
     # What fills a turn reads what the one before it does.
     reads = np.maximum.accumulate(reads.reshape(-1, turn), 1).reshape(-1)
     tables = (starts.astype(np.int32), (places * strip.rows).astype(np.int32))
-    return Blocks(values.reshape(-1), reads, *tables, groups)
+    return Blocks(values.reshape(-1), reads, *tables, groups, unit=unit)
 
 
 def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> Blocks:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -22,6 +22,7 @@ from . import written
 from .blocks import Strip
 from .common import LANES, LINE, Core, apart, ceil_div, i64, pieces
 from .conv import Window
+from .turning import lanes, packed_shape, turned
 
 FEW = 8  # positions below which outputs are in the lanes
 _LINE = LINE // 4  # floats
@@ -119,9 +120,18 @@ class Packed:
 
 @dataclass(frozen=True)
 class Pixels(Packed, _Images):
-    """Positions of an image (n, channels, height, width), or every so many of its rows and columns."""
+    """Positions of an image (n, channels, height, width), or every so many of its rows and columns.
+
+    Attributes:
+        blocked: whether it is (n, blocks of channels, height, width, 8); then positions are turned.
+    """
 
     strides: tuple[int, int] = (1, 1)
+    blocked: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return packed_shape(self.data) if self.blocked else self.data
 
     @property
     def out(self) -> tuple[int, int]:
@@ -138,19 +148,24 @@ class Pixels(Packed, _Images):
         return image, _div(at, columns), _mod(at, columns)
 
     def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
-        (x,), panel = data, written.buffer(self.channels * wide)
-        sy, sx = self.strides
+        (x,), (sy, sx) = data, self.strides
+        if self.blocked:
+
+            def read(p: Any, channel: Any, vector: bool) -> Any:
+                image, row, column = self.at(_inside(p, self.positions, strip))
+                block, lane = _div(channel, LANES), lanes(i64(0)) if vector else _mod(channel, LANES)
+                return x[image, block, row * i64(sy), column * i64(sx), lane]
+
+            return turned_panel(self.channels, first, strip, wide, read)
+        panel = written.buffer(self.channels * wide)
         with script.serial(i64(0), i64(self.channels)) as i, positions(strip, core.lanes) as v:
-            p = first + v
-            if self.positions < strip.wide:
-                p = tirx.min(p, i64(self.positions - 1))
-            image, row, column = self.at(p)
+            image, row, column = self.at(_inside(first + v, self.positions, strip))
             value = x[image, i, row * i64(sy), column * i64(sx)]
             script.buffer_store(panel, value, [i * i64(wide) + v])
         return panel
 
     def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
-        if self.strides != (1, 1) or self.data[0] > 1 or 4 * math.prod(self.data) <= _NEAR:
+        if self.blocked or self.strides != (1, 1) or self.data[0] > 1 or 4 * math.prod(self.data) <= _NEAR:
             return
         (x,) = data
         each = ceil_div(self.channels, parts)
@@ -175,32 +190,18 @@ class Tokens(Packed, _OfOne):
     def positions(self) -> int:
         return math.prod(self.lead)
 
+    def at(self, p: Any) -> tuple[Any, ...]:
+        """Where a position is in them."""
+        return apart(self.lead, p)
+
     def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
-        (x,), panel = data, written.buffer(self.channels * wide)
-        sizes = (1,) if strip.chains else (_LINE, LANES, 1)  # a line of the cache is read at once
-        for start, count, each in pieces(self.channels, *sizes):
-            with script.serial(i64(0), i64(count)) as c:
-                channel = i64(start) + c * i64(each)
-                if each == 1:
-                    with positions(strip) as v:
-                        value = self._read(x, first + v, channel, strip)
-                        script.buffer_store(panel, value, [channel * i64(wide) + v])
-                    continue
-                with script.serial(i64(0), i64(strip.vectors)) as u:
-                    for part in range(0, each, LANES):
-                        self._turn(x, panel, first, channel + part, u * i64(LANES), strip, wide)
-        return panel
+        (x,) = data
 
-    def _turn(self, x: Any, panel: Any, first: Any, channel: Any, v: Any, strip: Strip, wide: int) -> None:
-        rows = [first + v + j for j in range(LANES)]
-        lines = turned([self._read(x, row, lanes(channel), strip) for row in rows])
-        for j, value in enumerate(lines):
-            script.buffer_store(panel, value, [lanes((channel + j) * i64(wide) + v)])
+        def read(row: Any, channel: Any, vector: bool) -> Any:
+            at = self.at(_inside(row, self.positions, strip))
+            return x[(*at, lanes(channel) if vector else channel)]
 
-    def _read(self, x: Any, row: Any, channel: Any, strip: Strip) -> Any:
-        if self.positions < strip.wide:
-            row = tirx.min(row, i64(self.positions - 1))
-        return x[(*apart(self.lead, row), channel)]
+        return turned_panel(self.channels, first, strip, wide, read)
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,9 @@ class Image(_Images):
     """The padded image (n, channels, height, width) that the taps of a window are offsets into.
 
     Positions are in a line, of all images row by row. Where the image is small there is a copy of it for each
-    column of taps, whose rows are as wide as those of the result. Else rows are wider, and what is past the
-    end of those of the result is dropped. Strides make an image of each of their phases.
+    column of taps, whose rows are as wide as those of the result; with few positions for each tap. Else rows
+    are wider, and what is past the end of those of the result is dropped. Strides make an image of each of
+    their phases.
     """
 
     window: Window
@@ -223,15 +225,31 @@ class Image(_Images):
         """Whether rows are as wide as those of the result: that takes fewer vectors, or fewer positions where
         these are few, and more memory.
         """
-        n, (height, width), window = self.data[0], self.out, self.window
-        copies = self.channels * window.kernel[1] * window.strides[0] * self.rows * n * width
-        each = 1 if n * height * width < FEW else _LINE
-        steps = [ceil_div(n * height * wide, each) for wide in (width, self._past)]
+        n, (height, width), (kh, kw) = self.data[0], self.out, self.window.kernel
+        if self._few:
+            return 4 * self.channels * kh * kw * n * height * width <= _COPIES
+        copies = self.channels * kw * self.window.strides[0] * self._phase * n * width
+        steps = [ceil_div(n * height * wide, _LINE) for wide in (width, self._past)]
         return 4 * copies <= _COPIES and steps[0] <= _FEWER * steps[1]
+
+    @property
+    def _few(self) -> bool:
+        return self.data[0] * math.prod(self.out) < FEW
+
+    @property
+    def _starts(self) -> Sequence[int]:
+        """The rows of the padded image at which copies or phases begin."""
+        (kh, _), (dy, _) = self.window.kernel, self.window.dilations
+        return range(0, kh * dy, dy) if self._few and self.exact else range(self.window.strides[0])
 
     @property
     def rows(self) -> int:
         """Of a copy or phase."""
+        return self.out[0] if self._few and self.exact else self._phase
+
+    @property
+    def _phase(self) -> int:
+        """Rows of a phase: those of the result, and those past them that taps reach."""
         return self.out[0] + self.window.dilations[0] * (self.window.kernel[0] - 1) // self.window.strides[0]
 
     @property
@@ -257,9 +275,10 @@ class Image(_Images):
     def columns(self, strip: Strip) -> NDArray[Any]:
         (kh, kw), (dy, dx), (sy, sx) = self.window.kernel, self.window.dilations, self.window.strides
         i, y, x = np.meshgrid(*(np.arange(size) for size in (self.channels, kh, kw)), indexing="ij")
-        y, (copy, shift) = y * dy, (x, 0) if self.exact else (x * dx % sx, x * dx // sx)
-        first = ((i * self._copies + copy) * sy + y % sy) * self._length(strip)
-        offsets: NDArray[Any] = first + y // sy * self.data[0] * self.wide + shift
+        copy, shift = (x, 0) if self.exact else (x * dx % sx, x * dx // sx)
+        start, row = (y, 0) if self._few and self.exact else (y * dy % sy, y * dy // sy)
+        first = ((i * self._copies + copy) * len(self._starts) + start) * self._length(strip)
+        offsets: NDArray[Any] = first + row * self.data[0] * self.wide + shift
         return offsets.reshape(-1)
 
     @property
@@ -278,22 +297,24 @@ class Image(_Images):
     def prepare(self, data: Sequence[Any], core: Core, strip: Strip) -> Any:
         (x,), (n, channels, h, w) = data, self.data
         (top, left), (sy, sx), length = self.window.padding[:2], self.window.strides, self._length(strip)
-        image = written.buffer(channels * self._copies * sy * length)
+        starts = self._starts
+        image = written.buffer(channels * self._copies * len(starts) * length)
         with written.each(channels, core.threads > 1) as i:
             for copy in range(self._copies):
                 shift = copy * (self.window.dilations[1] if self.exact else 1) - left
                 low = min(self.wide, max(0, ceil_div(-shift, sx)))  # columns before it are of the margin
                 high = max(low, min(self.wide, ceil_div(w - shift, sx)))
-                for a in range(sy):
-                    start = ((i * self._copies + copy) * sy + a) * i64(length)
+                for number, first in enumerate(starts):
+                    start = ((i * self._copies + copy) * len(starts) + number) * i64(length)
                     with script.serial(i64(0), i64(self.rows)) as r, script.serial(i64(0), i64(n)) as m:
-                        y, at = r * sy + (a - top), start + (r * n + m) * i64(self.wide)
+                        y, at = r * sy + (first - top), start + (r * n + m) * i64(self.wide)
                         with script.If(tirx.all(y >= 0, y < h)):
                             with script.Then():
                                 _zeros(image, at, low)
-                                with along(high - low, sx) as j:
-                                    value = x[m, i, y, (j + low) * sx + shift]
-                                    script.buffer_store(image, value, [at + low + j])
+                                if high > low:
+                                    with along(high - low, sx) as j:
+                                        value = x[m, i, y, (j + low) * sx + shift]
+                                        script.buffer_store(image, value, [at + low + j])
                                 _zeros(image, at + high, self.wide - high)
                             with script.Else():
                                 _zeros(image, at, self.wide)
@@ -306,6 +327,36 @@ class Image(_Images):
 
     def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
         return None
+
+
+def turned_panel(
+    channels: int, first: Any, strip: Strip, wide: int, read: Callable[[Any, Any, bool], Any]
+) -> Any:
+    """The panel of a tile, made of what has channels beside each other.
+
+    Args:
+        first: position at which the tile begins.
+        read: of a position and a channel, what is there: of eight channels, of which it is the first, or of
+            it alone.
+    """
+    panel = written.buffer(channels * wide)
+    # A line of the cache is read at once.
+    sizes = (1,) if strip.vector(LANES) == 1 else (_LINE, LANES, 1)
+    for start, count, each in pieces(channels, *sizes):
+        with script.serial(i64(0), i64(count)) as c:
+            channel = i64(start) + c * i64(each)
+            if each == 1:
+                with positions(strip) as v:
+                    script.buffer_store(panel, read(first + v, channel, False), [channel * i64(wide) + v])
+                continue
+            with script.serial(i64(0), i64(strip.wide // LANES)) as u:
+                v = u * i64(LANES)
+                for part in range(0, each, LANES):
+                    rows = [read(first + v + j, channel + part, True) for j in range(LANES)]
+                    for j, value in enumerate(turned(rows)):
+                        at = lanes((channel + part + j) * i64(wide) + v)
+                        script.buffer_store(panel, value, [at])
+    return panel
 
 
 @contextmanager
@@ -327,39 +378,16 @@ def positions(strip: Strip, wide: int = LANES) -> Iterator[Any]:
     """Loops over the positions of a tile: vectors, of ``wide`` lanes where that comes out, or single ones."""
     size = strip.vector(wide)
     with script.unroll(i64(0), i64(strip.wide // size)) as u:
-        if strip.chains:
+        if size == 1:
             yield u
         else:
             with script.vectorized(i64(0), i64(size)) as lane:
                 yield u * i64(size) + lane
 
 
-def lanes(start: Any) -> Any:
-    """Indices of a vector."""
-    return tirx.Ramp(start, i64(1), LANES)
-
-
-# Pairs of vectors interleaved, pairs of pairs, halves: three steps that turn eight by eight.
-_LOW, _HIGH = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)
-_FIRST, _SECOND = (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)
-_LEFT, _RIGHT = (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)
-
-
-def turned(lines: Sequence[Any]) -> list[Any]:
-    """Eight vectors of eight lanes: the j-th of what the lanes j hold."""
-
-    def mixed(a: Any, b: Any, order: Sequence[int]) -> Any:
-        return script.bind(tirx.Shuffle([a, b], [tirx.const(n, "int32") for n in order]))
-
-    lines = [script.bind(line) for line in lines]
-    pairs = [mixed(lines[i], lines[i + 1], order) for i in range(0, 8, 2) for order in (_LOW, _HIGH)]
-    fours = [
-        mixed(pairs[half + low], pairs[half + low + 2], order)
-        for half in (0, 4)
-        for low in (0, 1)
-        for order in (_FIRST, _SECOND)
-    ]
-    return [mixed(fours[i], fours[4 + i], order) for order in (_LEFT, _RIGHT) for i in range(4)]
+def _inside(p: Any, count: int, strip: Strip) -> Any:
+    """A position of a tile that may have more than there are."""
+    return tirx.min(p, i64(count - 1)) if count < strip.wide else p
 
 
 def _div(value: Any, by: int) -> Any:

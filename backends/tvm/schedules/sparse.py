@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
@@ -31,16 +32,16 @@ from .common import (
     Core,
     Rule,
     annotated,
-    apart,
     ceil_div,
     i64,
     inline_around,
     pieces,
 )
 from .finish import finished_in_place
-from .sources import Image, Pixels, Source, Tokens, along, lanes, positions, turned
+from .sources import Image, Pixels, Source, Tokens, along, positions
+from .turning import lanes, packed_shape, turned
 
-_TURNED = (LINE // 4, LANES, 1)  # outputs turned together: of a line of the cache, of a vector, or one
+_LINE = LINE // 4  # floats
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,32 @@ class Result:
     """Of a kernel: its shape, and where that of an output at a position is.
 
     Attributes:
-        turned: whether outputs are beside each other.
+        beside: outputs that are beside each other; 1 where positions are.
     """
 
     shape: tuple[int, ...]
     at: Callable[[Any, Any], tuple[Any, ...]]
-    turned: bool = False
+    beside: int = 1
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Outputs turned together: of a line of the cache, of a vector, or one."""
+        return tuple(size for size in (_LINE, LANES, 1) if size <= self.beside)
 
 
 def rows_of(source: Tokens, outputs: int) -> Result:
     """Rows arranged as they are read, outputs last."""
-    return Result((*source.lead, outputs), lambda o, p: (*apart(source.lead, p), o), turned=True)
+    return Result((*source.lead, outputs), lambda o, p: (*source.at(p), o), outputs)
+
+
+def blocks_of_channels(source: Pixels | Image, outputs: int) -> Result:
+    """(n, blocks of outputs, height, width, 8)."""
+
+    def at(o: Any, p: Any) -> tuple[Any, ...]:
+        image, row, column = source.at(p)
+        return image, tirx.floordiv(o, i64(LANES)), row, column, tirx.floormod(o, i64(LANES))
+
+    return Result(packed_shape((source.data[0], outputs, *source.out)), at, LANES)
 
 
 def image_of(source: Pixels | Image, outputs: int) -> Result:
@@ -85,7 +101,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
 
         data = [argument(*operand) for operand in source.operands]
         arrays = [argument(*operand) for operand in sums.operands(blocks)]
-        weights = sums.Weights(*arrays)
+        weights = sums.Weights(*arrays)._replace(unit=blocks.unit)
         made = argument("result", result.shape, "float32")
         with script.sblock("root"), script.sblock("sparse"):
             script.sblock_attr({"sparse": 1})
@@ -100,7 +116,7 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
                 weights,
                 into,
                 at,
-                result.turned,
+                result.turns,
                 outputs,
                 strip.wide,
                 blocks.groups,
@@ -138,7 +154,7 @@ class _Tile:
     Attributes:
         into: buffer of the results.
         at: where that of an output at a position is.
-        turned: whether outputs are beside each other there.
+        turns: see `Result`.
         wide: positions of whole tiles.
         groups: of runs, on a thread each where they are ``apart``.
     """
@@ -148,7 +164,7 @@ class _Tile:
     weights: sums.Weights
     into: Any
     at: Callable[[Any, Any], tuple[Any, ...]]
-    turned: bool
+    turns: tuple[int, ...]
     outputs: int
     wide: int
     groups: int
@@ -165,7 +181,7 @@ class _Tile:
         read = (panel, i64(0)) if image is None else (image, first)
         if strip.run:
             self._in_runs(read, first, strip)
-        elif self.turned and not strip.chains:
+        elif len(self.turns) > 1 and not strip.chains:
             self._in_lines(read, first, strip)
         else:
             blocks = ceil_div(self.outputs, strip.rows)
@@ -174,7 +190,8 @@ class _Tile:
                 (self._few if strip.chains else self._many)(read, first, run, strip)
 
     def _few(self, read: tuple[Any, Any], first: Any, run: Any, strip: Strip) -> None:
-        output, rows = self.weights.output(run), strip.rows
+        rows = strip.rows
+        output = run * i64(rows)  # blocks that are summed as a whole follow each other
         kept = sums.few(self.weights, *read, run, strip, self.core)
 
         def store(o: Any, v: Any) -> None:
@@ -212,18 +229,18 @@ class _Tile:
 
             kept = sums.many(self.weights, *read, run, strip, self.core, begin)
             self._keep(kept, part, at, strip)
-        if not self.turned:
+        if len(self.turns) == 1:
             with script.serial(i64(0), i64(self.outputs)) as o:
                 self._store_row(o, first, strip, lambda v: part[o * wide + v])
             return
-        for start, count, each in pieces(self.outputs, *_TURNED):
+        for start, count, each in pieces(self.outputs, *self.turns):
             with written.each(count, self.apart) as c:
                 o = i64(start) + c * i64(each)
                 self._turn(part, o * i64(wide), o, each, first, strip)
 
     def _in_lines(self, read: tuple[Any, Any], first: Any, strip: Strip) -> None:
         """As many outputs as a line of the cache has are summed, and turned while their sums are near."""
-        for start, count, each in pieces(self.outputs, _TURNED[0]):
+        for start, count, each in pieces(self.outputs, _LINE):
             blocks = ceil_div(each, strip.rows)
             with written.each(count, self.apart) as c, written.block("sparse_line"):
                 part = written.local(blocks * strip.rows * strip.wide)
@@ -231,10 +248,10 @@ class _Tile:
                     run = i64(start // strip.rows) + c * i64(blocks) + b
                     kept = sums.many(self.weights, *read, run, strip, self.core, sums.nothing)
                     self._keep(kept, part, b * i64(strip.rows * strip.wide), strip)
-                for at, lines, wide in pieces(each, *_TURNED):
+                for at, lines, wide in pieces(each, *self.turns):
                     with script.serial(i64(0), i64(lines)) as n:
                         within = i64(at) + n * i64(wide)
-                        o = start + c * i64(_TURNED[0]) + within
+                        o = start + c * i64(_LINE) + within
                         self._turn(part, within * i64(strip.wide), o, wide, first, strip)
 
     def _keep(self, kept: Any, part: Any, at: Any, strip: Strip) -> None:

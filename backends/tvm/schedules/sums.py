@@ -16,7 +16,8 @@ from ..vecmath import f32
 from . import written
 from .blocks import Blocks, Strip
 from .common import LANES, LINE, Core, ceil_div, i64
-from .sources import lanes, positions
+from .sources import positions
+from .turning import lanes
 
 _PICK = "llvm.x86.avx512.vpermi2var.ps.512"
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
@@ -26,13 +27,14 @@ _APART = 8  # vectors of sums that hide the latency of a multiply-add
 
 
 class Weights(NamedTuple):
-    """Buffers of `Blocks`."""
+    """Buffers of `Blocks`, and elements that offsets count."""
 
     values: Any
     offsets: Any
     starts: Any
     places: Any
     picks: Any = None
+    unit: int = 1
 
     def output(self, run: Any) -> Any:
         """The first output of the block of a run."""
@@ -41,7 +43,7 @@ class Weights(NamedTuple):
 
 def operands(blocks: Blocks, prefix: str = "") -> list[tuple[str, tuple[int, ...], str]]:
     """Name, shape and type of the buffers of `Weights`."""
-    named = zip(Weights._fields, blocks.arrays, strict=False)  # picks may not be there
+    named = zip(Weights._fields, blocks.arrays, strict=False)  # picks may not be there, and units are none
     return [(prefix + name, array.shape, str(array.dtype)) for name, array in named]
 
 
@@ -117,7 +119,7 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
         begin = turn.astype("int64") * chains
         _ask_for(weights, begin, chains, rows)
         for c, offset in enumerate(_offsets(weights.offsets, begin, chains, core)):
-            k, at = begin + c, base + offset
+            k, at = begin + c, base + offset * weights.unit
             if strip.window or strip.crossed(core):
                 products = _own if strip.window else _crossed
                 for n, product in enumerate(products(weights, data, k, at, strip, core)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -12,7 +12,6 @@ from tvm.script.ir_builder import tirx as script
 
 from . import written
 from .common import LANES, WORTH_PASS, Core, ceil_div, i64, pieces
-from .sources import lanes, turned
 
 Shape = tuple[int, int, int, int]
 
@@ -88,3 +87,31 @@ def _function(
                         with script.serial(i64(0), i64(turns)) as q:
                             emit(x, made, b, k, i64(start) + q * i64(LANES), some, whole)
     return builder.get()
+
+
+def lanes(start: Any) -> Any:
+    """Indices of a vector."""
+    return tirx.Ramp(start, i64(1), LANES)
+
+
+# Pairs of vectors interleaved, pairs of pairs, halves: three steps that turn eight by eight.
+_LOW, _HIGH = (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)
+_FIRST, _SECOND = (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)
+_LEFT, _RIGHT = (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)
+
+
+def turned(lines: Sequence[Any]) -> list[Any]:
+    """Eight vectors of eight lanes: the j-th of what the lanes j hold."""
+
+    def mixed(a: Any, b: Any, order: Sequence[int]) -> Any:
+        return script.bind(tirx.Shuffle([a, b], [tirx.const(n, "int32") for n in order]))
+
+    lines = [script.bind(line) for line in lines]
+    pairs = [mixed(lines[i], lines[i + 1], order) for i in range(0, 8, 2) for order in (_LOW, _HIGH)]
+    fours = [
+        mixed(pairs[half + low], pairs[half + low + 2], order)
+        for half in (0, 4)
+        for low in (0, 1)
+        for order in (_FIRST, _SECOND)
+    ]
+    return [mixed(fours[i], fours[4 + i], order) for order in (_LEFT, _RIGHT) for i in range(4)]
