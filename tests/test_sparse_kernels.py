@@ -73,6 +73,8 @@ def layers() -> dict[str, onnx.ModelProto]:
     found["strided"] = net.model(net.conv("x", 10, 19, 3, strides=[2, 2], pads=[0, 1, 1, 0]))
     net = Net(1, 6, 13, 12)
     found["dilated"] = net.model(net.conv("x", 6, 9, 3, dilations=[2, 3], pads=[2] * 4, strides=[1, 2]))
+    net = Net(1, 3, 35, 32)
+    found["patches"] = net.model(net.conv("x", 3, 10, 16, strides=[16, 16], pads=[0, 0, 1, 0]))
     net = Net(1, 24, 8, 8)
     found["groups"] = net.model(net.conv("x", 24, 12, 3, groups=3, pads=[1] * 4))
     net = Net(1, 20, 7, 9)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -237,10 +238,11 @@ class Image(_Images):
         return self.data[0] * math.prod(self.out) < FEW
 
     @property
-    def _starts(self) -> Sequence[int]:
-        """The rows of the padded image at which copies or phases begin."""
-        (kh, _), (dy, _) = self.window.kernel, self.window.dilations
-        return range(0, kh * dy, dy) if self._few and self.exact else range(self.window.strides[0])
+    def _starts(self) -> tuple[int, int]:
+        """How many rows of the padded image copies or phases begin at, and how far these are apart."""
+        if self._few and self.exact:
+            return self.window.kernel[0], self.window.dilations[0]
+        return self.window.strides[0], 1
 
     @property
     def rows(self) -> int:
@@ -277,7 +279,7 @@ class Image(_Images):
         i, y, x = np.meshgrid(*(np.arange(size) for size in (self.channels, kh, kw)), indexing="ij")
         copy, shift = (x, 0) if self.exact else (x * dx % sx, x * dx // sx)
         start, row = (y, 0) if self._few and self.exact else (y * dy % sy, y * dy // sy)
-        first = ((i * self._copies + copy) * len(self._starts) + start) * self._length(strip)
+        first = ((i * self._copies + copy) * self._starts[0] + start) * self._length(strip)
         offsets: NDArray[Any] = first + row * self.data[0] * self.wide + shift
         return offsets.reshape(-1)
 
@@ -297,17 +299,26 @@ class Image(_Images):
     def prepare(self, data: Sequence[Any], core: Core, strip: Strip) -> Any:
         (x,), (n, channels, h, w) = data, self.data
         (top, left), (sy, sx), length = self.window.padding[:2], self.window.strides, self._length(strip)
-        starts = self._starts
-        image = written.buffer(channels * self._copies * len(starts) * length)
+        between = self.window.dilations[1] if self.exact else 1
+        count, step = self._starts
+        image = written.buffer(channels * self._copies * count * length)
+
+        def inside(copy: int) -> tuple[int, int]:
+            """Columns of a copy that are not of the margin: from one to another."""
+            shift = copy * between - left
+            low = min(self.wide, max(0, ceil_div(-shift, sx)))
+            return low, max(low, min(self.wide, ceil_div(w - shift, sx)))
+
         with written.each(channels, core.threads > 1) as i:
-            for copy in range(self._copies):
-                shift = copy * (self.window.dilations[1] if self.exact else 1) - left
-                low = min(self.wide, max(0, ceil_div(-shift, sx)))  # columns before it are of the margin
-                high = max(low, min(self.wide, ceil_div(w - shift, sx)))
-                for number, first in enumerate(starts):
-                    start = ((i * self._copies + copy) * len(starts) + number) * i64(length)
+            for (low, high), alike in groupby(range(self._copies), inside):
+                copies = list(alike)
+                loops = script.serial(i64(0), i64(len(copies))), script.serial(i64(0), i64(count))
+                with loops[0] as c, loops[1] as number:
+                    copy = copies[0] + c
+                    shift, first = copy * between - left, number * step - top
+                    start = ((i * self._copies + copy) * count + number) * i64(length)
                     with script.serial(i64(0), i64(self.rows)) as r, script.serial(i64(0), i64(n)) as m:
-                        y, at = r * sy + (first - top), start + (r * n + m) * i64(self.wide)
+                        y, at = r * sy + first, start + (r * n + m) * i64(self.wide)
                         with script.If(tirx.all(y >= 0, y < h)):
                             with script.Then():
                                 _zeros(image, at, low)
