@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz profiles validate-speed mutations tvm-zoo exports arm-setup arm-counts arm-rpc cuda-kernels int8-bench test-gpu clean
+.PHONY: install demo test lint bench sparse-bench alignment zoo variants speed accuracy fuzz profiles validate-speed mutations tvm-zoo sparse-zoo exports arm-setup arm-counts arm-rpc cuda-kernels int8-bench test-gpu clean
 
 install: .venv/.installed
 
@@ -106,7 +106,13 @@ mutations: .venv/.tested
 
 # Slow: every graph of the zoo is compiled with TVM; the table goes to docs/tvm_zoo.md.
 tvm-zoo: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,peers]'
 	$(BIN)/python tools/tvm_zoo.py
+
+# Slow: the same with zeros in every layer; the table goes to docs/sparse_zoo.md.
+sparse-zoo: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tvm,peers]'
+	$(BIN)/python tools/tvm_zoo.py --zeros
 
 # Slow, and needs torch: accuracy against what was removed, ours and peers'; docs/accuracy.md and its figure.
 accuracy: .venv/.tested
