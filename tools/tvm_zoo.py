@@ -1,13 +1,12 @@
 """Compile every graph of the zoo with TVM, compare with ONNX Runtime, write docs/tvm_zoo.md.
 
-Usage: python tools/tvm_zoo.py [--zeros] [NAME ...]    (names renew their rows only)
-
 With ``--zeros`` four of five weights of every layer are zero, in blocks of four outputs, and the table goes
 to docs/sparse_zoo.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -96,9 +95,9 @@ def worst(wanted: Mapping[str, NDArray[Any]], got: Mapping[str, NDArray[Any]]) -
     )
 
 
-def in_a_process(name: str, how: str) -> str:
+def in_a_process(name: str, options: list[str]) -> str:
     """A crash in compiled code costs one row."""
-    command = [sys.executable, "-W", "ignore", __file__, how, name]
+    command = [sys.executable, "-W", "ignore", __file__, *options, name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -107,18 +106,25 @@ def in_a_process(name: str, how: str) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:2] in (["--row"], ["--zeros-row"]):
-        print((row if sys.argv[1] == "--row" else zeros_row)(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="renew the rows of these only")
+    parser.add_argument("--zeros", action="store_true", help="with zeros, docs/sparse_zoo.md")
+    parser.add_argument("--row", action="store_true", help="print a row instead (as a process of its own)")
+    args = parser.parse_args()
+    if unknown := sorted(set(args.names) - set(zoo.names())):
+        parser.error(f"not in the zoo: {', '.join(unknown)}")
+    if args.row:
+        for name in args.names:
+            print(zeros_row(name) if args.zeros else row(name))
         return
-    zeros = "--zeros" in sys.argv
-    table, head, how = (ZEROS_TABLE, ZEROS_HEAD, "--zeros-row") if zeros else (TABLE, HEAD, "--row")
+    table, head = (ZEROS_TABLE, ZEROS_HEAD) if args.zeros else (TABLE, HEAD)
     rows: dict[str, str] = {}
     if table.exists():
         lines = table.read_text().splitlines()
         rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
     rows = {name: rows[name] for name in zoo.names() if name in rows}
-    for name in [arg for arg in sys.argv[1:] if arg != "--zeros"] or zoo.names():
-        rows[name] = in_a_process(name, how)
+    for name in args.names or zoo.names():
+        rows[name] = in_a_process(name, ["--row", "--zeros"] if args.zeros else ["--row"])
         print(rows[name], flush=True)
         table.write_text(head + "\n".join(rows[n] for n in sorted(rows)) + "\n")
 
