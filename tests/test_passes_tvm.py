@@ -166,3 +166,43 @@ def test_what_the_importer_stacks_is_compared_and_added_two_by_two() -> None:
     made = operators(DeadCodeElimination()(tidy(module)))
     assert [made.count(f"relax.{name}") for name in ("maximum", "add", "minimum")] == [2, 1, 1]
     assert not any(made.count(f"relax.{name}") for name in ("stack", "broadcast_to", "sum", "min"))
+
+
+@pytest.mark.parametrize(
+    ("order", "left"),
+    [
+        ("torch", ["gelu"]),
+        ("half first", ["gelu"]),
+        ("not halved", ["gelu", "multiply"]),
+        ("another scale", ["multiply", "erf", "add", "multiply", "multiply"]),
+        ("another factor", ["multiply", "erf", "add", "tanh", "multiply", "multiply"]),
+        ("more axes", ["multiply", "erf", "add", "multiply", "multiply"]),
+    ],
+)
+def test_what_is_written_as_gelu_becomes_one(order: str, left: list[str]) -> None:
+    """Before: x · (1 + erf(x / √2)) / 2. After: gelu(x)."""
+    from onnx_prune.backends.tvm.constants import tidy
+    from tvm import relax
+
+    def module() -> Any:
+        builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType(data().shape, "float32"))
+        op, half = relax.op, relax.const(np.float32(0.5))
+        with builder.function("main", [x]):
+            with builder.dataflow():
+                scale = relax.const(np.float32(2.0 if order == "another scale" else 2**0.5))
+                one = relax.const(np.ones((1,) * (5 if order == "more axes" else 0), np.float32))
+                total = builder.emit(op.add(one, builder.emit(op.erf(builder.emit(op.divide(x, scale))))))
+                factor = builder.emit(op.tanh(x)) if order == "another factor" else x
+                if order == "half first":
+                    factor = builder.emit(op.multiply(half, factor))
+                result = builder.emit(op.multiply(factor, total))
+                if order not in ("half first", "not halved"):
+                    result = builder.emit(op.multiply(result, half))
+                result = builder.emit_output(result)
+            builder.emit_func_output(result)
+        return builder.finalize()
+
+    t = relax.transform
+    tidied = t.DeadCodeElimination()(t.CanonicalizeBindings()(tidy(module())))
+    assert [name.split(".")[-1] for name in operators(tidied)] == left
+    assert same(compiled(tidied), compiled(module()))

@@ -41,3 +41,14 @@ def test_erf() -> None:
     got, wanted = computed(erf, x), np.array([exact_erf(value) for value in x.astype(float)])
     assert np.abs(got - wanted).max() < 3e-7
     assert np.all(np.abs(got - wanted) <= 1e-6 * np.abs(x))
+
+
+def test_gelu() -> None:
+    from onnx_prune.backends.tvm.vecmath import gelu
+
+    x = np.concatenate([np.linspace(-12, 12, 20001), [1e30, -1e30, 0.0]]).astype(np.float32)
+    wanted = np.array([v * (1 + exact_erf(v * 0.5**0.5)) / 2 for v in x.astype(float)])
+    assert np.all(np.abs(computed(gelu, x) - wanted) < 3e-7 * np.maximum(1, np.abs(x)))
+    small = np.linspace(-1e-2, 1e-2, 2000).astype(np.float32)
+    wanted = np.array([v * (1 + exact_erf(v * 0.5**0.5)) / 2 for v in small.astype(float)])
+    assert np.abs(computed(gelu, small) / wanted - 1).max() < 1e-6

@@ -1,4 +1,4 @@
-"""Tidying what the importer leaves: small work on constants done in NumPy, Clip, Min, Max and Sum made
+"""Tidying what the importer leaves: small work on constants done in NumPy, Clip, Min, Max, Sum and GELU made
 operators again, and quotients by constants products.
 
 TVM's own folding compiles a kernel for every constant expression, which takes longer than the rest of the
@@ -19,7 +19,7 @@ from tvm import relax
 from tvm.ir import Constant
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from .forms import operator, shape_of, static_shape
+from .forms import number_of, operator, shape_of, static_shape
 
 _BOUND = re.compile(r"(maximum|minimum)\d*")
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -87,6 +87,8 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
             made = self._fold(call, name)
             if made is None and name == "relax.divide":
                 made = self._multiply(call)
+            if made is None and name == "relax.multiply":
+                made = self.builder_.normalize(self._gelu(super().visit_call_(call)))
         return super().visit_call_(call) if made is None else made
 
     def _bound(self, expression: Any) -> Any:
@@ -124,6 +126,55 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
         if not np.all(np.abs(factor) >= np.finfo(np.float32).tiny) or not np.isfinite(factor).all():
             return None
         return self.builder_.normalize(relax.op.multiply(self.visit_expr(call.args[0]), relax.const(factor)))
+
+    def _gelu(self, product: Any) -> Any:
+        """``c · x · (1 + erf(x / √2))``, in any order, as ``2c · gelu(x)``; any other product as it is.
+
+        Args:
+            product: of what the new function computes.
+        """
+        scale, made = self._scaled(product)
+        inner = self._made(made)
+        if operator(inner) == "relax.multiply":
+            (a, left), (b, right) = (self._scaled(argument) for argument in inner.args)
+            for x, other in ((left, right), (right, left)):
+                if self._is_erf_and_one(other, x):
+                    made, scale = self.builder_.emit(relax.op.nn.gelu(x)), 2 * scale * a * b
+                    break
+            else:
+                return product
+        elif operator(inner) != "relax.nn.gelu":
+            return product
+        if made.ty.ndim != product.ty.ndim or made.ty.dtype != "float32":  # a number may have more axes
+            return product
+        return made if scale == 1 else relax.op.multiply(made, relax.const(scale, "float32"))
+
+    def _made(self, expression: Any) -> Any:
+        """What an expression of the new function computes."""
+        return self.lookup_binding(expression) if isinstance(expression, relax.Var) else expression
+
+    def _scaled(self, expression: Any) -> tuple[float, Any]:
+        """A number, and what it multiplies to give an expression."""
+        scale = 1.0
+        while operator(product := self._made(expression)) == "relax.multiply":
+            numbers = [number_of(self._made(argument)) for argument in product.args]
+            if numbers == [None, None]:
+                break
+            which = int(numbers[0] is None)
+            scale, expression = scale * numbers[which], product.args[1 - which]
+        return scale, expression
+
+    def _is_erf_and_one(self, expression: Any, x: Any) -> bool:
+        """Whether an expression is ``1 + erf(x / √2)``."""
+        total = self._made(expression)
+        if operator(total) != "relax.add":
+            return False
+        terms = [self._made(argument) for argument in total.args]
+        erfs = [term for term in terms if operator(term) == "relax.erf"]
+        if not erfs or not any(number_of(term) == 1 for term in terms):
+            return False
+        scale, inner = self._scaled(erfs[0].args[0])
+        return inner.same_as(x) and math.isclose(scale, math.sqrt(0.5), rel_tol=1e-6)
 
     def _dequantise(self, call: Any) -> Any:
         x, scale, zero = values = [self._constant(argument) for argument in call.args]

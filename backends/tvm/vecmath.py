@@ -77,7 +77,17 @@ def silu(x: Any) -> Any:
 
 
 def gelu(x: Any) -> Any:
-    return x * f32(0.5) * (f32(1) + erf(x * f32(math.sqrt(0.5))))
+    """Error below 3e-7 of x, and of 1 where that is more; below 1e-6 of small results. The larger of x and 0,
+    less |x| / 2 · erfc(|x| / √2): |x| times the eighth power of a polynomial of degree 7 that is exact at 0
+    and elsewhere in [0, 5.8] has the least largest error, by linear programming.
+    """
+    a = tirx.min(tirx.abs(x), f32(5.8))
+    c = [3.39033696e-6, -3.76486219e-5, -2.9963487e-5, 1.60463385e-3]
+    c += [-7.56639681e-4, -0.0318928824, -0.0914628776, 0.917004043]
+    root = _horner(a, c)
+    square = root * root
+    fourth = square * square
+    return tirx.max(x, f32(0)) - a * (fourth * fourth)
 
 
 def gelu_tanh(x: Any) -> Any:
