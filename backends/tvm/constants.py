@@ -157,11 +157,13 @@ class _Tidier(PyExprMutator):  # type: ignore[misc]
         """A number, and what it multiplies to give an expression."""
         scale = 1.0
         while operator(product := self._made(expression)) == "relax.multiply":
-            numbers = [number_of(self._made(argument)) for argument in product.args]
-            if numbers == [None, None]:
+            left, right = (number_of(self._made(argument)) for argument in product.args)
+            if left is not None:
+                scale, expression = scale * left, product.args[1]
+            elif right is not None:
+                scale, expression = scale * right, product.args[0]
+            else:
                 break
-            which = int(numbers[0] is None)
-            scale, expression = scale * numbers[which], product.args[1 - which]
         return scale, expression
 
     def _is_erf_and_one(self, expression: Any, x: Any) -> bool:

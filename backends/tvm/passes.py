@@ -50,8 +50,8 @@ CONFIG = {"s_tir.LoopPartition": {"partition_const_loop": True}}
 
 @tvm.transform.module_pass(opt_level=0, name="onnx_prune.Tidy")
 class Tidy:
-    """Small work on constants is done, BatchNorm becomes one product and one sum, Clip, Min, Max and Sum
-    operators again, and quotients by constants products.
+    """Small work on constants is done, BatchNorm becomes one product and one sum, Clip, Min, Max, Sum and
+    GELU operators again, and quotients by constants products.
 
     Before: ``batch_norm(x, gamma, beta, mean, variance)`` with constants.
     After: ``add(multiply(x, scale), shift)``.
