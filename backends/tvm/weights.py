@@ -42,7 +42,9 @@ def lift(module: Any, distinct: Distinct) -> tuple[Any, tuple[int, ...]]:
     body = lifter.visit_expr(main.body)
     lifted = tvm.IRModule({var: module[var] for var in module.get_global_vars() if var != name})
     parameters = [*main.params, *lifter.found.values()]
-    lifted[name] = relax.Function(parameters, body, main.ret_ty, main.is_pure, main.attrs)
+    function = relax.Function(parameters, body, main.ret_ty, main.is_pure, main.attrs)
+    # TVM's own name for how many of its parameters a function checks when it is called.
+    lifted[name] = function.with_attr("num_input", len(main.params))
     return lifted, tuple(lifter.found)
 
 
