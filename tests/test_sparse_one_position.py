@@ -70,14 +70,16 @@ def test_it_computes_what_the_dense_layer_does(kind: str, pattern: str, seed: in
     ("columns", "window", "rows", "alike"), [(32, 32, 16, 1), (70, 64, 32, 1), (70, 32, 32, 4)]
 )
 def test_windows_hold_the_weights(columns: int, window: int, rows: int, alike: int) -> None:
-    from onnx_prune.backends.tvm.schedules.blocks import Strip, windows_of
+    from onnx_prune.backends.tvm.schedules.blocks import Strip
+    from onnx_prune.backends.tvm.schedules.windows import windows_of
 
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((69, columns)).astype(np.float32) * blocks(alike, 0.8)(rng, 69, columns)
     weights[32:64] = 0
     strip = Strip(rows, 1, 0, 4, window, alike)
-    found = windows_of(weights, strip)
-    values, picks = found.values.reshape(-1, rows), found.picks.reshape(-1, rows // alike).repeat(alike, 1)
+    found, beside = windows_of(weights, strip, 16), min(16, rows // alike)
+    values = found.values.reshape(-1, rows // alike // beside, alike, beside).swapaxes(2, 3).reshape(-1, rows)
+    picks = found.picks.reshape(-1, rows // alike).repeat(alike, 1)
     assert picks.max() < window and found.offsets.max() + window <= columns
     back = np.zeros((-(-69 // rows) * rows, columns), np.float32)
     for place, start, end in zip(found.places, found.starts[:-1], found.starts[1:], strict=True):

@@ -94,9 +94,7 @@ def built(modules: Mapping[str, Any], description: Mapping[str, Any], steps: Ste
             lowered[name] = tvm.transform.Sequential(rest)(fused)
             weights[name] = lifting.used
         # Compiled, what calls the kernels takes a tenth of a small model's time less than interpreted.
-        executable = relax.build(
-            merge(lowered), target, tir_pipeline=passes.PIPELINE, exec_mode="compiled"
-        )
+        executable = relax.build(merge(lowered), target, tir_pipeline=passes.PIPELINE, exec_mode="compiled")
     return Program(executable, gathered(distinct.arrays), weights, kernels)
 
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from .computed import MOST, Operand
 from .schedules import sparse
-from .schedules.blocks import Blocks, Strip, blocks_of, windows_of
+from .schedules.blocks import Blocks, Strip, blocks_of
 from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.sources import FEW, Image, Pixels, Tokens
+from .schedules.windows import windows_of
 
 _BLOCKS = (1, 2, 4, 8, 16)  # outputs
 _ALIKE = 1.05  # density of higher blocks over that of lower ones, where the pattern is of the higher ones
@@ -264,9 +265,10 @@ class Sparse:
             lanes = _lanes(strip.rows, core)
             multiplies, loads = lanes * strip.wide, lanes + _factors(strip.wide, core) + _WHERE
             if strip.window:
-                vectors = strip.rows / core.lanes
+                vectors, picks = strip.rows / core.lanes, max(1.0, strip.rows / strip.alike / core.lanes)
                 pairs = strip.window / (2 * core.lanes)  # of vectors to pick from
-                multiplies, loads = vectors * (1 + 3 * pairs * _SPREAD), 2 * vectors + 2 * pairs + _WHERE
+                multiplies = vectors + picks * 3 * pairs * _SPREAD
+                loads = vectors + picks + 2 * pairs + _WHERE
             elif strip.crossed(core):
                 multiplies, loads = 1.0 + _SPREAD, 2.0 + _WHERE
             elif strip.gathers(core):
@@ -318,7 +320,7 @@ class Sparse:
         strip = Strip(*choice)
         weights = np.pad(weights, ((0, self.made - self.outputs), (0, 0)))
         if strip.window:
-            return windows_of(weights, strip, self._dtype(strip))
+            return windows_of(weights, strip, core.lanes, self._dtype(strip))
         apart = strip.run and not sparse.shares_tiles(self.source, strip, core)
         groups = min(core.threads, ceil_div(self.outputs, strip.rows)) if apart else 1
         offsets = self.source.columns(strip).reshape(self.groups, -1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import LANES, LINE, Core, ceil_div
+from .common import LANES, Core, ceil_div
 
 _TURNS = {1: 4, 2: 2, 4: 2}  # by rows
 
@@ -79,7 +79,8 @@ class Blocks:
     """Non-zero weights by blocks of outputs, in runs, filled with zeros to whole turns of the loop over them.
 
     Attributes:
-        values: shape (non-zeros · rows,), float32 or float16: the rows of a block at one column.
+        values: shape (non-zeros · rows,), float32 or float16: the rows of a block at one column; of a window,
+            in the order of `windows`.
         offsets: shape (non-zeros,), of the column in the source: uint16 where that holds all, or int32. Of
             the first one of a window, where outputs have columns of their own.
         starts: shape (runs + 1,), int32: where the non-zeros of each run begin, counted in turns.
@@ -132,7 +133,7 @@ def blocks_of(
     order = np.lexsort((place, block))
     block, column, place = block[order], column[order], place[order]
     counts = np.bincount(block, minlength=count)
-    number = _numbers(block, counts)
+    number = numbers(block, counts)
     most = ceil_div(strip.run or columns, turn) * turn
     runs = np.maximum(1, -(-counts // most))  # of each block, be it empty
     owner, begin = np.repeat(np.arange(count), runs), np.cumsum(runs) - runs
@@ -157,51 +158,7 @@ def blocks_of(
     return Blocks(values.reshape(-1), reads, *tables, groups, unit=unit)
 
 
-def windows_of(weights: NDArray[Any], strip: Strip, dtype: str = "float32") -> Blocks:
-    """Weights (outputs, columns) by blocks of outputs that have columns of their own. Columns are enough for
-    one window, and follow each other in the source.
-
-    The next window of a block begins where those outputs that are behind the others have their next non-zero,
-    or at the line of the cache that this is in: what lies in two lines takes twice as long to read. All that
-    have one in the window give it, for the others there is a zero.
-    """
-    outputs, columns = weights.shape
-    rows, alike, window, turn, line = strip.rows, strip.alike, strip.window, strip.turn, LINE // 4
-    count, none = ceil_div(outputs, rows), columns + window
-    padded = np.zeros((count * rows, columns + 1), np.float32)
-    padded[:outputs, :columns] = weights
-    padded = padded.reshape(-1, alike, columns + 1)
-    owner, column = np.nonzero((padded != 0).any(1))
-    each = np.bincount(owner, minlength=len(padded))
-    # The columns of the non-zeros of each, and none at last.
-    lists = np.full((len(padded), each.max() + 1), none, np.int32)
-    lists[owner, _numbers(owner, each)] = column
-    every, given = np.arange(len(padded)), np.zeros(len(padded), np.int64)
-    steps = []
-    while True:
-        reads = lists[every, given].reshape(count, -1)
-        begin = np.minimum(reads.min(1) // line * line, columns - window)
-        gives = reads < begin[:, None] + window
-        steps.append((begin, np.where(gives, reads, columns), gives))
-        if not gives.any():
-            break
-        given += gives.reshape(-1)
-    begins, read, gives = (np.stack(part, 1) for part in zip(*steps, strict=True))
-    there = gives.any(2)
-    starts = np.concatenate([[0], np.cumsum(-(-there.sum(1) // turn))])
-    at = (starts[:-1, None] * turn + np.arange(len(steps)))[there]
-    size = max(1, starts[-1]) * turn  # arrays of no elements are none to TVM
-    values = np.zeros((size, rows // alike, alike), dtype)
-    picks = np.zeros((size, rows // alike), np.uint8)
-    offsets = np.zeros(size, np.uint16 if columns < 1 << 16 else np.int32)
-    values[at] = padded[every.reshape(count, 1, -1), :, read][there]
-    picks[at] = np.where(gives, read - begins[..., None], 0)[there]
-    offsets[at] = begins[there]
-    tables = (starts.astype(np.int32), (np.arange(count) * rows).astype(np.int32))
-    return Blocks(values.reshape(-1), offsets, *tables, 1, picks.reshape(-1))
-
-
-def _numbers(owner: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
+def numbers(owner: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
     """The number of each element among those of its owner. Owners are ascending."""
     numbers: NDArray[Any] = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
     return numbers

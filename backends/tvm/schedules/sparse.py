@@ -22,7 +22,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as script
 
 from ..vecmath import f32
-from . import sums, written
+from . import sums, windows, written
 from .blocks import Blocks, Strip
 from .common import (
     LANES,
@@ -192,7 +192,7 @@ class _Tile:
     def _few(self, read: tuple[Any, Any], first: Any, run: Any, strip: Strip) -> None:
         rows = strip.rows
         output = run * i64(rows)  # blocks that are summed as a whole follow each other
-        kept = sums.few(self.weights, *read, run, strip, self.core)
+        kept = (windows if strip.window else sums).few(self.weights, *read, run, strip, self.core)
 
         def store(o: Any, v: Any) -> None:
             script.buffer_store(self.into, kept[v * rows + o], self.at(output + o, first + v))

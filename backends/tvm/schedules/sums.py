@@ -19,7 +19,6 @@ from .common import LANES, LINE, Core, ceil_div, i64
 from .sources import positions
 from .turning import lanes
 
-_PICK = "llvm.x86.avx512.vpermi2var.ps.512"
 _GATHER = "llvm.x86.avx2.gather.d.ps.256"
 _AHEAD = 8192  # bytes of weights, how far ahead non-zeros are asked for
 _NEAR = 1 << 19  # bytes of weights that stay in the second cache, where asking takes longer than it saves
@@ -83,7 +82,7 @@ def many(
             script.buffer_store(kept, value, [(n * rows + r) * wide + v])
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         first = turn.astype("int64") * strip.turn
-        for n, offset in enumerate(_offsets(weights.offsets, first, strip.turn, core)):
+        for n, offset in enumerate(offsets_of(weights.offsets, first, strip.turn, core)):
             for r, factor in enumerate(_consecutive(weights.values, (first + n) * rows, rows, core)):
                 with positions(strip, core.lanes) as v:
                     read = data[base + offset + v]
@@ -117,14 +116,12 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
         script.buffer_store(kept, f32(0), [place(*at)])
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         begin = turn.astype("int64") * chains
-        _ask_for(weights, begin, chains, rows)
-        for c, offset in enumerate(_offsets(weights.offsets, begin, chains, core)):
+        ask_for(weights, begin, strip)
+        for c, offset in enumerate(offsets_of(weights.offsets, begin, chains, core)):
             k, at = begin + c, base + offset * weights.unit
-            if strip.window or strip.crossed(core):
-                products = _own if strip.window else _crossed
-                for n, product in enumerate(products(weights, data, k, at, strip, core)):
-                    to = tirx.Ramp(i64(place(c, 0, n * core.lanes)), i64(1), min(rows * wide, core.lanes))
-                    script.buffer_store(kept, kept[to] + product, [to])
+            if strip.crossed(core):
+                to = tirx.Ramp(i64(place(c, 0, 0)), i64(1), rows * wide)
+                script.buffer_store(kept, kept[to] + _crossed(weights, data, k, at, strip), [to])
                 continue
             for v, read in enumerate(_consecutive(data, at, wide, core)):
                 with outputs(rows, core) as r:
@@ -138,13 +135,13 @@ def few(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Co
     return kept
 
 
-def _crossed(weights: Weights, data: Any, k: Any, at: Any, strip: Strip, core: Core) -> Iterator[Any]:
+def _crossed(weights: Weights, data: Any, k: Any, at: Any, strip: Strip) -> Any:
     """The products of the rows of a block at a non-zero with all positions, in the order of the sums."""
     rows, wide = strip.rows, strip.wide
     factors = weights.values[tirx.Ramp(k * rows, i64(1), rows)].astype(f"float32x{rows}")
     read, places = data[tirx.Ramp(at, i64(1), wide)], range(rows * wide)
     by_row, by_position = [n % rows for n in places], [n // rows for n in places]
-    yield _picked(factors, rows, by_row) * _picked(read, wide, by_position)
+    return picked(factors, rows, by_row) * picked(read, wide, by_position)
 
 
 def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core) -> Any:
@@ -157,36 +154,19 @@ def _spread(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core
         script.buffer_store(kept, f32(0), [v * i64(wide) + lane])
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         begin = turn.astype("int64") * chains
-        _ask_for(weights, begin, chains, rows)
+        ask_for(weights, begin, strip)
         for u in range(0, chains, LANES):
             read = script.bind(_elements(data, base, weights.offsets, begin + u, core))
             for n in range(0, LANES, wide // rows):
                 values = weights.values[tirx.Ramp((begin + u + n) * rows, i64(1), wide)]
-                spread = _picked(read, LANES, [n + lane // rows for lane in range(wide)])
+                spread = picked(read, LANES, [n + lane // rows for lane in range(wide)])
                 to = tirx.Ramp(i64((u + n) * rows), i64(1), wide)
                 script.buffer_store(kept, kept[to] + values.astype(f"float32x{wide}") * spread, [to])
     written.join_halves(kept, 1, chains * rows, operator.add, rows)
     return kept
 
 
-def _own(weights: Weights, data: Any, k: Any, at: Any, strip: Strip, core: Core) -> Iterator[Any]:
-    """The products of each vector of outputs with columns of their own, of the window at ``at``."""
-    wide, alike = core.lanes, strip.alike
-    vectors = [script.bind(data[tirx.Ramp(at + i64(n), i64(1), wide)]) for n in range(0, strip.window, wide)]
-    pairs = list(zip(vectors[::2], vectors[1::2], strict=True))  # picked from by the low bits of the numbers
-    for first in range(0, strip.rows, wide):
-        to = tirx.Ramp((k * strip.rows + first) // alike, i64(1), wide // alike)
-        every = _picked(weights.picks[to], wide // alike, [lane // alike for lane in range(wide)])
-        picks, read = script.bind(every.astype(f"int32x{wide}")), None
-        for n, (low, high) in enumerate(pairs):
-            these = tirx.call_llvm_intrin(f"float32x{wide}", _PICK, low, picks, high)
-            least = tirx.Broadcast(tirx.const(2 * n * wide, "int32"), wide)
-            read = these if read is None else tirx.Select(picks >= least, these, read)
-        values = weights.values[tirx.Ramp(k * strip.rows + first, i64(1), wide)]
-        yield values.astype(f"float32x{wide}") * read
-
-
-def _picked(vector: Any, count: int, lanes: Sequence[int]) -> Any:
+def picked(vector: Any, count: int, lanes: Sequence[int]) -> Any:
     """Elements of a vector of ``count``, repeated since TVM makes no more lanes than it is given."""
     order = [tirx.const(lane, "int32") for lane in lanes]
     return tirx.Shuffle([script.bind(vector)] * (len(lanes) // count), order)
@@ -200,7 +180,7 @@ def _one(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: C
         script.buffer_store(kept, tirx.Broadcast(f32(0), LANES), [lanes(v * i64(LANES))])
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         begin = turn.astype("int64") * strip.chains
-        _ask_for(weights, begin, strip.chains, 1)
+        ask_for(weights, begin, strip)
         for u in range(vectors):
             k = begin + u * LANES
             values = script.bind(weights.values[lanes(k)].astype(f"float32x{LANES}"))
@@ -217,7 +197,7 @@ def _one(weights: Weights, data: Any, base: Any, run: Any, strip: Strip, core: C
     return sums
 
 
-def _offsets(offsets: Any, first: Any, count: int, core: Core) -> list[Any]:
+def offsets_of(offsets: Any, first: Any, count: int, core: Core) -> list[Any]:
     """Those of non-zeros that follow each other: parts of a word, which is one load for several, or each read
     where vectors are multiplied by elements of others, for then loads are few.
     """
@@ -249,21 +229,21 @@ def _elements(data: Any, first: Any, offsets: Any, at: Any, core: Core) -> Any:
         none, read = tirx.Broadcast(f32(0), LANES), tirx.Broadcast(f32(-1), LANES)  # a sign has one read
         places = [tirx.address_of(data[first]), offsets[lanes(at)].astype(f"int32x{LANES}")]
         return tirx.call_llvm_intrin(f"float32x{LANES}", _GATHER, none, *places, read, tirx.const(4, "int8"))
-    each = [data[first + offset] for offset in _offsets(offsets, at, LANES, core)]
+    each = [data[first + offset] for offset in offsets_of(offsets, at, LANES, core)]
     return tirx.Shuffle(each, [tirx.const(n, "int32") for n in range(LANES)])
 
 
-def _ask_for(weights: Weights, begin: Any, count: int, rows: int) -> None:
+def ask_for(weights: Weights, begin: Any, strip: Strip) -> None:
     """Have many weights that are needed soon read from memory: for few positions that is what takes time."""
-    values, size = rows * _itemsize(weights.values), int(weights.offsets.shape[0])
-    if size * values < _NEAR:
+    rows, size = strip.rows, _itemsize(weights.values)
+    if int(weights.offsets.shape[0]) * rows * size < _NEAR:
         return
-    for buffer in (weights.values, weights.offsets, weights.picks):
+    for buffer, each in ((weights.values, rows), (weights.offsets, 1), (weights.picks, rows // strip.alike)):
         if buffer is None:
             continue
-        each, width = int(buffer.shape[0]) // size, _itemsize(buffer)
-        for line in range(0, count * each * width, LINE):
-            written.ask_for(buffer[(begin + _AHEAD // values) * each + line // width], 3)
+        width = _itemsize(buffer)
+        for line in range(0, strip.chains * each * width, LINE):
+            written.ask_for(buffer[(begin + _AHEAD // (rows * size)) * each + line // width], 3)
 
 
 def _itemsize(buffer: Any) -> int:
