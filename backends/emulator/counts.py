@@ -16,6 +16,7 @@ from ..tvm.described import plain
 from .run import Block
 
 _ENTRY, _BODY = "__tvm_ffi_", "_compute_"  # how TVM names a kernel's functions
+_CALLER, _BETWEEN = "__vmtir__", "between kernels"  # of what calls them
 _REST = "everything else"
 _FLOATS = 4  # of a vector of NEON
 
@@ -75,8 +76,9 @@ def counted(
         function = functions[max(0, bisect_right(starts, block.offset) - 1)]
         what, flops = _REST, 0.0
         if function.start <= block.offset < function.end:
-            name = function.name.removeprefix(_ENTRY)
-            what, flops = kernels.get(name.removesuffix(_BODY), (plain(name.removesuffix(_BODY)), 0.0))
+            name = function.name.removeprefix(_ENTRY).removesuffix(_BODY)
+            unknown = _BETWEEN if name.startswith(_CALLER) else plain(name)
+            what, flops = kernels.get(name, (unknown, 0.0))
             if block.offset == function.start and function.name.startswith(_ENTRY):
                 calls[what] += block.runs
                 macs[what] += block.runs * flops / 2
