@@ -66,12 +66,12 @@ def test_tiles_fit_the_registers() -> None:
     from onnx_prune.backends.tvm.schedules.tile import tiles
 
     for core in (Core(registers=8), Core(), Core(lanes=16, registers=32)):
-        found = tiles(64, 28, 28, core)
+        found = tiles(64, 28, 28, 64, core)
         sums = [tile.vectors(core) * tile.rows * tile.columns for tile in found]
         assert core.registers // 2 < max(sums) < core.registers
         products = [rows * columns // core.lanes for rows, columns in gemm.tiles(64, 512, core)]
         assert core.registers // 2 <= max(products) < core.registers
-    assert any(tile.channels % 2 == 0 for tile in tiles(64, 28, 28, Core(lanes=16, registers=32))[:1])
+    assert any(tile.channels % 2 == 0 for tile in tiles(64, 28, 28, 64, Core(lanes=16, registers=32))[:1])
 
 
 @pytest.mark.parametrize("number", [0, 1, 5, 10])

@@ -45,7 +45,7 @@ class ByteConvolution(Computed):
         """The best by the static model first."""
         rows, columns = self.window.out(self.data[2:])
         area = (1, rows * columns) if conv.is_pointwise(self.window) else (rows, columns)
-        found = tiles(ceil_div(self.out, LANES), *area, core)
+        found = tiles(ceil_div(self.out, LANES), *area, self.data[1], core)
         return [astuple(replace(tile, outer=outer)) for tile in found for outer in (0, 1)][:MOST]
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:

@@ -27,8 +27,8 @@ _SKIP_NOTHING = 0
 def profile(
     module: Any, target: Mapping[str, Any], choices: Choices, feed: Sequence[NDArray[Any]]
 ) -> tuple[Kernel, ...]:
-    """Kernels of a module as imported, those that take the most time in a run first; last, what is between: of
-    calls that are interpreted, for only there a clock can stand; compiled ones take less.
+    """Kernels of a module as imported, those that take the most time in a run first; last, what is between.
+    Calls are interpreted here, for only there a clock can stand: compiled ones take less between kernels.
 
     Args:
         feed: inputs of ``main``, in order.

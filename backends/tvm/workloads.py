@@ -30,9 +30,21 @@ VERSION = 13  # of kernels and schedules: times of another one say nothing about
 # The static model of a core, in cycles.
 _FMAS = 2.0  # multiply-adds of vectors
 _BYTES = {False: 8.0, True: 6.0}  # of weights, from the last cache or from memory
+# Where elements of vectors multiply instructions were counted, and costs are those that `sparse` has for them.
+_COUNTED_FMAS, _COUNTED_BYTES = 2.5, {False: 24.0, True: 6.0}
 _TURN = 6.0  # to turn a vector of eight lanes of a patch to Winograd's basis, or back
 _CLEARLY = 0.8  # of the time of the direct way, to be preferred
 _SURELY = 1.1  # the estimated gain that is taken for one
+
+
+def _multiplied(core: Core) -> float:
+    """Multiply-adds in a cycle, at best."""
+    return (_COUNTED_FMAS if core.elements else _FMAS) * core.lanes
+
+
+def _reading(weights: float, core: Core, far: bool) -> float:
+    """Cycles that so many weights take to come from the last cache or from memory."""
+    return 4 * weights / (_COUNTED_BYTES if core.elements else _BYTES)[far]
 
 
 @dataclass(frozen=True)
@@ -89,10 +101,17 @@ class Convolution(Computed):
         return [astuple(tile) for tile in (*direct, *short)]
 
     def _direct(self, core: Core) -> list[Tile]:
-        found = tiles(ceil_div(self.blocks, self.sections), *self._area(), core)
+        found = tiles(ceil_div(self.blocks, self.sections), *self._area(), self._depth, core)
         if self.sections > 1:
             found = list(dict.fromkeys(divisor_tile(tile, self.outer // LANES) for tile in found))
-        return [replace(tile, outer=outer) for tile in found for outer in (0, 1)]
+        # Weights of so few channels would be read before a loop over positions, and spill.
+        first = int(core.elements and self._depth <= LANES)
+        return [replace(tile, outer=outer) for tile in found for outer in (first, 1 - first)]
+
+    @property
+    def _depth(self) -> int:
+        """Multiply-adds of a sum."""
+        return ceil_div(self.inner, LANES) * LANES * math.prod(self.window.kernel)
 
     def _area(self) -> tuple[int, int]:
         """Rows and columns that direct tiles cover: one row where positions may be in a line."""
@@ -108,7 +127,7 @@ class Convolution(Computed):
             return []
         found = []
         for patch in winograd.patches(self.window.kernel[0]):
-            shapes = tiles(self.blocks, 1, self._patches(patch), core)[:3]
+            shapes = tiles(self.blocks, 1, self._patches(patch), self.inner, core)[:3]
             found += [replace(tile, outer=outer, patch=patch) for tile in shapes for outer in (0, 1)]
         return found
 
@@ -117,16 +136,18 @@ class Convolution(Computed):
         return self.data[0] * ceil_div(rows, patch) * ceil_div(columns, patch)
 
     def _cycles(self, tile: Tile, core: Core, far: bool) -> float:
-        weights, macs = self.out * self.inner * 4.0 / _BYTES[far], _FMAS * core.lanes
+        weights, macs = _reading(self.out * self.inner, core, far), _multiplied(core)
         if not tile.patch:
-            overhead = tile.overhead(ceil_div(self.blocks, self.sections), *self._area(), core)
+            blocks = ceil_div(self.blocks, self.sections)
+            overhead = tile.overhead(blocks, *self._area(), self._depth, core)
             taps = math.prod(self.window.kernel)
             return self.flops / 2 / macs * overhead + weights * taps
         patches = self._patches(tile.patch)
         taps = (tile.patch + self.window.kernel[0] - 1) ** 2
         work = taps * self.out * self.inner * patches
         turns = patches * (ceil_div(self.inner, LANES) + self.blocks) * taps * _TURN
-        return work / macs * tile.overhead(self.blocks, 1, patches, core) + turns + weights * taps
+        overhead = tile.overhead(self.blocks, 1, patches, self.inner, core)
+        return work / macs * overhead + turns + weights * taps
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""
@@ -191,9 +212,9 @@ class Depthwise(Computed):
         height, width = self.window.out(self.data[2:])
         taps = math.prod(self.window.kernel)
         if not core.elements:
-            return [astuple(tile) for tile in tiles(1, height, width, Core())[:MOST]]
+            return [astuple(tile) for tile in tiles(1, height, width, taps, Core())[:MOST]]
         most = conv.most_sums(taps, core)
-        found = tiles(1, height, width, Core(registers=2 * core.registers) if most else Core())
+        found = tiles(1, height, width, taps, Core(registers=2 * core.registers) if most else Core())
         most = most or core.registers // 2
 
         def cost(tile: Tile) -> tuple[bool, float]:
@@ -241,7 +262,7 @@ class Product(Computed):
     def cycles(self, choice: Choice, core: Core, far: bool) -> float:
         """What a choice takes, by the static model."""
         work = gemm.overhead(self.rows, self.columns, choice, core) * self.flops / 2
-        return work / (_FMAS * core.lanes) + self.depth * self.columns * 4.0 / _BYTES[far]
+        return work / _multiplied(core) + _reading(self.depth * self.columns, core, far)
 
     def tensors(self, choice: Choice) -> tuple[Any, Any, Any]:
         """What a choice reads and computes."""

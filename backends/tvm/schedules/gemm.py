@@ -28,6 +28,7 @@ from .common import (
 
 _NEAR_BYTES = 1 << 18  # of a core's second cache
 _STEPS = 4  # along the sums, whose factors are one vector
+_LOOP = 1.0  # instructions of a step for the loop over them
 
 # Reads an element of an operand at a position.
 Read = Callable[[Sequence[Any]], Any]
@@ -77,6 +78,9 @@ def overhead(rows: int, columns: int, tile: Sequence[int], core: Core) -> float:
 def penalty(tile: Sequence[int], core: Core) -> float:
     """Estimated time of a register tile over that of its multiply-adds alone."""
     r, c = tile[:2]
+    if core.elements:  # none was timed: instructions of a step over its multiply-adds of half vectors
+        halves = 2 * c // core.lanes
+        return 1 + (halves / 2 + r / _STEPS + _LOOP) / (r * halves)
     (known,) = (p for rows, vectors, p in _TILES if (rows, vectors * core.lanes) == (r, c))
     return known
 

@@ -9,6 +9,9 @@ from .common import LANES, Core, ceil_div
 _NEAR_BYTES = 1 << 15  # of a core's first cache
 _FAR_BYTES = 3 << 16  # of its second that weights of one tile may take
 _LATENCY = 8.0  # independent sums that hide the latency of a multiply-add
+# Instructions: of half a vector of weights, of an element that it is multiplied by; of half a vector of sums
+# besides its multiply-adds (begun, followed by an activation, stored); of a position where tiles are cut.
+_WEIGHT, _READ, _KEPT, _CUT = 0.5, 0.51, 4.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,14 @@ class Tile:
         wide = core.lanes // LANES
         return self.channels if self.channels % wide else self.channels // wide
 
-    def overhead(self, blocks: int, height: int, width: int, core: Core) -> float:
-        """Estimated time over that of the multiply-adds alone: padding, loads, latency."""
+    def overhead(self, blocks: int, height: int, width: int, depth: int, core: Core) -> float:
+        """Estimated time over that of the multiply-adds alone: padding, loads, latency.
+
+        Args:
+            depth: multiply-adds of each sum.
+        """
+        if core.elements:
+            return self._instructions(blocks, height, width, depth) / (2 * blocks * height * width * depth)
         vectors = self.vectors(core)
         sums = vectors * self.rows * self.columns
         padded = vectors * core.lanes / (self.channels * LANES)
@@ -43,9 +52,20 @@ class Tile:
         loads = (vectors + self.rows * self.columns) / sums
         return padded * max(1.0, _LATENCY / sums, loads) * (1 + 0.25 * loads)
 
+    def _instructions(self, blocks: int, height: int, width: int, depth: int) -> float:
+        """Of NEON, by counts of twenty pointwise convolutions with 16 tiles each: none was timed."""
+        positions = self.rows * self.columns
+        sums, cut = 2 * self.channels * positions, height % self.rows or width % self.columns
+        tiles = ceil_div(blocks, self.channels) * ceil_div(height, self.rows) * ceil_div(width, self.columns)
+        each = depth * (sums + _WEIGHT * 2 * self.channels + _READ * positions) + _KEPT * sums
+        return tiles * (each + _CUT * positions * bool(cut))
 
-def tiles(blocks: int, height: int, width: int, core: Core) -> list[Tile]:
-    """Tiles that fit the registers, those of the least overhead first."""
+
+def tiles(blocks: int, height: int, width: int, depth: int, core: Core) -> list[Tile]:
+    """Tiles that fit the registers, those of the least `Tile.overhead` first."""
+    # Elements of vectors of one block of channels are read at once, with no loop over channels: they and sums
+    # take twice the registers.
+    registers = core.registers // 2 if core.elements and depth <= LANES else core.registers
     found = []
     for channels in range(1, min(4 * core.lanes // LANES, blocks) + 1):
         for rows in range(1, min(4, height) + 1):
@@ -55,9 +75,9 @@ def tiles(blocks: int, height: int, width: int, core: Core) -> list[Tile]:
                 # Elements of vectors multiply where these are read for all positions: half registers.
                 read = ceil_div(rows * columns, 2) if core.elements else 1
                 taken = vectors * rows * columns + vectors + read
-                if taken <= core.registers and (rows == 1 or columns < core.registers // 2):
+                if taken <= registers and (rows == 1 or columns < core.registers // 2):
                     found.append(tile)
-    return sorted(found, key=lambda tile: tile.overhead(blocks, height, width, core))
+    return sorted(found, key=lambda tile: tile.overhead(blocks, height, width, depth, core))
 
 
 def divisor_tile(tile: Tile, blocks: int) -> Tile:
