@@ -161,8 +161,8 @@ def test_processors_without_such_instructions_multiply_floats() -> None:
 
 @needs_qemu
 def test_arm_multiplies_bytes() -> None:
-    """The unsigned bytes that quantisers write become signed ones. Of floats, Winograd's algorithms would round:
-    strides have none.
+    """The unsigned bytes that quantisers write become signed ones. With strides, floats are not rounded as by
+    Winograd's algorithms.
     """
     from onnx_prune import Model, emulate
 

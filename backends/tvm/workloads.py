@@ -30,7 +30,7 @@ VERSION = 13  # of kernels and schedules: times of another one say nothing about
 # The static model of a core, in cycles.
 _FMAS = 2.0  # multiply-adds of vectors
 _BYTES = {False: 8.0, True: 6.0}  # of weights, from the last cache or from memory
-# Where elements of vectors multiply instructions were counted, and costs are those that `sparse` has for them.
+# Where elements of vectors multiply instructions were counted; costs are those that `sparse` has for them.
 _COUNTED_FMAS, _COUNTED_BYTES = 2.5, {False: 24.0, True: 6.0}
 _TURN = 6.0  # to turn a vector of eight lanes of a patch to Winograd's basis, or back
 _CLEARLY = 0.8  # of the time of the direct way, to be preferred
