@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -205,45 +206,78 @@ def test_blocks_of_channels_stay_beside_depthwise_layers(c: int, hidden: int, si
     assert np.array_equal(got, wanted) and np.any(wanted)
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize(
-    ("rows", "run", "chains"), [(1, 0, 0), (4, 0, 0), (4, 3, 0), (1, 8, 0), (2, 5, 0), (8, 0, 4)]
-)
-def test_blocks_hold_the_weights(rows: int, run: int, chains: int, groups: int) -> None:
+@pytest.mark.parametrize(("rows", "parts", "chains"), [(1, 1, 0), (4, 1, 0), (4, 3, 0), (1, 8, 0), (8, 1, 4)])
+def test_blocks_hold_the_weights(rows: int, parts: int, chains: int) -> None:
     from onnx_prune.backends.tvm.schedules.blocks import Strip, blocks_of
 
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((31, 22)).astype(np.float32) * MASKS["4x1"](rng, 31, 22)
     weights[4:8] = 0
-    strip = Strip(rows, 1, run, chains)
-    blocks = blocks_of(weights, np.arange(22)[None] * 7, strip, groups)
-    values = blocks.values.reshape(-1, rows)
-    count, most = -(-31 // rows), strip.turn * -(-(run or 22) // strip.turn)
-    back, firsts, seen = np.zeros((count * rows, 22), np.float32), [], set()
-    for place, start, end in zip(blocks.places, blocks.starts[:-1], blocks.starts[1:], strict=True):
-        columns = blocks.offsets[start * strip.turn : end * strip.turn] // 7
-        assert len(columns) <= most
-        for k, column in enumerate(columns, start * strip.turn):
+    strip = Strip(rows, 1, parts, chains)
+    columns = np.arange(22)[None]
+    found = blocks_of(weights, columns * 7, strip, unit=7, parts=columns * parts // 22)
+    count = -(-31 // rows)
+    values = found.values.reshape(-1, rows)
+    back = np.zeros((count * rows, 22), np.float32)
+    assert len(found.starts) == parts * count + 1
+    for number, (start, end) in enumerate(pairwise(found.starts)):
+        part, place = number // count, number % count * rows
+        reads = found.offsets[start * strip.turn : end * strip.turn]
+        assert all(22 * part <= parts * reads) and all(parts * reads < 22 * (part + 1))
+        for k, column in enumerate(reads, start * strip.turn):
             back[place : place + rows, column] += values[k]
-        firsts += [min(columns)] if len(columns) else []
-        seen.add(int(place))
     assert np.array_equal(back[:31], weights)
-    assert seen == set(range(0, count * rows, rows))
-    if run and groups == 1:
-        assert firsts == sorted(firsts)
-    # What groups write is apart.
-    each = len(blocks.places) // groups
-    assert each * groups == len(blocks.places)
-    parts = [set(blocks.places[g * each : (g + 1) * each]) for g in range(groups)]
-    assert sum(map(len, parts)) == count
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "stride", "groups", "blocked"),
+    [
+        ((9, 11), 1, 1, False),
+        ((21, 20), 2, 2, False),
+        ((7, 7), 1, 1, False),
+        ((9, 11), 1, 1, True),
+        ((99, 0), 1, 1, False),
+    ],
+)
+def test_parts_and_panels_give_the_same_sums(
+    size: tuple[int, int], stride: int, groups: int, blocked: bool, threads: int
+) -> None:
+    """Of an image, a pointwise layer and a product: threads share tiles, or the blocks of the only one."""
+    from onnx_prune.backends.tvm.build import kernel_of
+    from onnx_prune.backends.tvm.machine import host_target
+    from onnx_prune.backends.tvm.schedules.blocks import Strip
+    from onnx_prune.backends.tvm.schedules.conv import Window
+    from onnx_prune.backends.tvm.schedules.sources import Image, Pixels, Tokens
+    from onnx_prune.backends.tvm.sparse import Pattern, Sparse
+    from tvm.runtime import tensor
+
+    source: Any = Image((1, 64, *size), Window((3, 3), (stride, stride), (1, 1), (1, 1, 1, 1)))
+    if blocked:
+        source = Pixels((1, 560, *size), blocked=True)
+    elif not size[1]:
+        source = Tokens(size[:1], 570)
+    layer = Sparse(source, 40, Pattern(4, 30), groups, blocked=blocked)
+    rng, found = np.random.default_rng(0), []
+    x = rng.integers(-4, 5, source.shape).astype(np.float32)
+    strips = [Strip(4, 3), Strip(4, 3, 3), Strip(4, 13, 4), Strip(1, 13, 16)]
+    if isinstance(source, Image):
+        strips += [Strip(4, 3, panel=1), Strip(1, 13, 4, panel=1), Strip(4, 4, 4, panel=1)]
+    for strip in strips:
+        kernel, (_, *arrays, shape) = kernel_of(layer, astuple(strip), host_target(threads))
+        result = tensor(np.full(shape, 7, np.float32))
+        kernel["main"](tensor(x), *map(tensor, arrays), result)
+        found.append(result.numpy())
+    assert np.ptp(found[0]) > 99 and all(np.array_equal(other, found[0]) for other in found)
 
 
 def test_blocks_read_the_channels_of_their_group() -> None:
     from onnx_prune.backends.tvm.schedules.blocks import Strip, blocks_of
 
     weights = np.eye(6, 3, dtype=np.float32) + np.eye(6, 3, -3, dtype=np.float32)
-    found = blocks_of(weights, np.array([[0, 1, 2], [10, 20, 30]]), Strip(1, 1))
-    reads = found.offsets.reshape(6, -1)
+    strip = Strip(1, 1)
+    found = blocks_of(weights, np.array([[0, 1, 2], [10, 20, 30]]), strip)
+    reads = found.offsets[: -strip.turn].reshape(6, -1)
     assert [set(row) for row in reads] == [{0}, {1}, {2}, {10}, {20}, {30}]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -76,16 +77,17 @@ def test_windows_hold_the_weights(columns: int, window: int, rows: int, alike: i
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((69, columns)).astype(np.float32) * blocks(alike, 0.8)(rng, 69, columns)
     weights[32:64] = 0
-    strip = Strip(rows, 1, 0, 4, window, alike)
+    strip = Strip(rows, 1, 1, 4, window, alike)
     found, beside = windows_of(weights, strip, 16), min(16, rows // alike)
     values = found.values.reshape(-1, rows // alike // beside, alike, beside).swapaxes(2, 3).reshape(-1, rows)
     picks = found.picks.reshape(-1, rows // alike).repeat(alike, 1)
     assert picks.max() < window and found.offsets.max() + window <= columns
     back = np.zeros((-(-69 // rows) * rows, columns), np.float32)
-    for place, start, end in zip(found.places, found.starts[:-1], found.starts[1:], strict=True):
+    for block, (start, end) in enumerate(pairwise(found.starts)):
+        place = block * rows
         assert (start == end) == (32 <= place < 64)
         for k in range(start * strip.turn, end * strip.turn):
             for row in range(rows):
                 back[place + row, found.offsets[k] + picks[k, row]] += values[k, row]
     assert np.array_equal(back[:69], weights) and not back[69:].any()
-    assert list(found.places) == list(range(0, len(back), rows))
+    assert len(found.starts) == len(back) // rows + 1

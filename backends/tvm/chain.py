@@ -45,7 +45,7 @@ class Chain:
         first.
         """
         firsts, seconds = (
-            [strip for strip in layer.strips(core) if not strip.run and not strip.chains]
+            [strip for strip in layer.strips(core) if strip.parts == 1 and not strip.chains]
             for layer in (self.first, self.second)
         )
         found = [(a.rows, b.rows, a.vectors) for a in firsts for b in seconds if a.vectors == b.vectors]

@@ -21,22 +21,24 @@ from .schedules.windows import windows_of
 
 _BLOCKS = (1, 2, 4, 8, 16)  # outputs
 _ALIKE = 1.05  # density of higher blocks over that of lower ones, where the pattern is of the higher ones
-_RUNS = (0, 8, 16, 32, 64)  # non-zeros
-_CACHES = (1 << 15, 1 << 19)  # bytes of a panel that stay in the first and the second cache
+_PARTS = (1, 2, 4, 8, 16)  # of the columns
+_LEAST = 16  # columns of a part
+_CACHES = (40 << 10, 1 << 19)  # bytes of a panel that stay in the first and the second cache
 
 # The static model of a core, in cycles: multiply-adds and loads follow each other. By measured times it takes
 # fewer of them than of those of the model of dense kernels, which counts multiply-adds alone.
 _SHARE = 0.5
 _FMAS, _LOADS = 2.0, 1.8  # of vectors
-_READ = (1.0, 4.0, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
-_SPLIT = 1.5  # loads more of a vector that lies in two lines of the cache, at any place of an image
+_READ = (1.0, 3.8, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
+_SPLIT = 1.75  # loads more of a vector that lies in two lines of the cache, at any place of an image
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
 _SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
-_WHERE = 0.8  # of an offset, in loads: several are one word
+_WHERE = 1.0  # of an offset, in loads: several are one word
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
 _UNEVEN = 0.5  # columns of a window for which outputs wait for others, by every doubling of these
-_AGAIN, _CARRIED = 3.0, 5.0  # a run: its loop, each vector of sums to or from memory
+_CARRIED = 5.0  # of a vector of sums, to memory or from it
+_PANEL = 0.08  # of an element copied for a tap
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
 _INSTRUCTION = 0.4  # in cycles
 _OFFSET, _LOOP, _AROUND = 2.0, 3.0, 10.0  # instructions of a non-zero, of a turn of the loop, of a run
@@ -167,10 +169,10 @@ class Sparse:
             if positions < FEW:
                 for wide in range(1, min(positions, 4) + 1):
                     if rows == 1:
-                        found += [Strip(1, wide, 0, count * LANES) for count in (1, 2)]
+                        found += [Strip(1, wide, 1, count * LANES) for count in (1, 2)]
                         continue
                     for chains in (1, 2, 4, 8, 16):
-                        strip = Strip(rows, wide, 0, chains)
+                        strip = Strip(rows, wide, 1, chains)
                         sums = 1 if strip.crossed(core) else wide * _lanes(rows, core)
                         fits = chains <= 8 and chains * sums <= core.registers - 4
                         if fits or strip.gathers(core):
@@ -181,15 +183,23 @@ class Sparse:
                 # Elements of vectors of positions multiply outputs in the lanes: results need no turning.
                 for wide, chains in product((8, 16), (1, 2)):
                     if wide * _lanes(rows, core) * chains <= core.registers - 4:
-                        found.append(Strip(rows, wide, 0, chains))
+                        found.append(Strip(rows, wide, 1, chains))
             for vectors in range(1, ceil_div(positions, LANES) + 1):
                 wide = ceil_div(vectors, self._in_one(vectors, core))
                 read = wide if rows > 1 else 0  # that several rows multiply, and no memory operands
                 if wide > core.registers - 2:
                     break
                 if rows * wide + read + 1 <= core.registers:
-                    found += [Strip(rows, vectors, run) for run in _RUNS]
+                    panels = (0, 1) if isinstance(self.source, Image) and not core.elements else (0,)
+                    several = product(filter(self._splits, _PARTS), panels)
+                    found += [Strip(rows, vectors, parts, panel=panel) for parts, panel in several]
         return found
+
+    def _splits(self, parts: int) -> bool:
+        """Whether there are so many parts of the columns, each of whole channels."""
+        channels = self.source.channels
+        enough = self.columns >= _LEAST * parts and (parts - 1) * ceil_div(channels, parts) < channels
+        return parts == 1 or enough
 
     def _windows(self, core: Core) -> list[Strip]:
         """Of which outputs may have columns of their own: these follow each other in the source. Blocks read
@@ -203,19 +213,21 @@ class Sparse:
         for vectors, sums, pairs in product((2, 4), (4, 8), (1, 2)):
             rows, window = vectors * core.lanes, 2 * pairs * core.lanes
             if rows <= self.outputs and window <= self.columns:
-                found.append(Strip(rows, 1, 0, sums // vectors, window, alike))
+                found.append(Strip(rows, 1, 1, sums // vectors, window, alike))
         return found
 
     def _in_one(self, vectors: int, core: Core) -> int:
         """How many blocks of eight lanes are one vector of the core."""
         return Strip(1, vectors).vector(core.lanes) // LANES
 
-    def _bytes(self, wide: int) -> int:
+    def _bytes(self, strip: Strip) -> int:
         """Of each channel that a tile reads: where taps are offsets, of the rows around it too."""
         if isinstance(self.source, Image):
             kh, kw = self.source.window.kernel
-            return 4 * (kw if self.source.exact else 1) * (wide + self.source.wide * (kh - 1))
-        return 4 * wide
+            if strip.panel:
+                return 4 * kh * kw * strip.wide
+            return 4 * (kw if self.source.exact else 1) * (strip.wide + self.source.wide * (kh - 1))
+        return 4 * strip.wide
 
     def cycles(self, choice: tuple[int, ...], core: Core, far: bool) -> float:
         """What a choice takes, by the static model."""
@@ -233,7 +245,10 @@ class Sparse:
 
     def packing(self, strip: Strip, core: Core) -> float:
         """Cycles of the passes over what is read."""
-        took = _pass(self.source.positions * self.source.channels, _PACK)
+        elements = self.source.positions * self.source.channels
+        took = _pass(elements, _PACK)
+        if strip.panel:
+            took += elements * self.columns / self.source.channels * self.groups * _PANEL
         blocked = isinstance(self.source, Pixels) and self.source.blocked
         return _SHARE * (took + self._pages(strip, 0 if blocked else self.source.channels, core))
 
@@ -254,7 +269,7 @@ class Sparse:
         if strip.window:
             waits = _UNEVEN * math.log2(strip.rows / strip.alike) / strip.window
             return self.columns * (self.pattern.density / 100 + waits) + (strip.turn - 1) / 2
-        return self.columns * self.pattern.share(strip.rows) + (strip.turn - 1) / 2
+        return self.columns * self.pattern.share(strip.rows) + strip.parts * (strip.turn - 1) / 2
 
     def _tile(self, strip: Strip, core: Core) -> float:
         """Cycles of a block of a tile."""
@@ -280,40 +295,30 @@ class Sparse:
             each = max(multiplies / _FMAS + loads / _LOADS, waits) + _HIDDEN * waits
             return nonzeros * each + _BEGIN + multiplies
         vectors = strip.vectors / self._in_one(strip.vectors, core)
-        sums, split = strip.rows * vectors, _SPLIT if isinstance(self.source, Image) else 0.0
+        unaligned = isinstance(self.source, Image) and not strip.panel
+        sums, split = strip.rows * vectors, _SPLIT if unaligned else 0.0
         loads = _factors(strip.rows, core) + vectors * (_read(self._window(strip)) + split) + _WHERE
         each = max(sums / _FMAS + loads / _LOADS, _LATENCY)
-        runs, carried = self._runs(strip)
-        return nonzeros * each + runs * _AGAIN + carried * _CARRIED * sums
-
-    def _runs(self, strip: Strip) -> tuple[float, float]:
-        """Of a block, and how often they carry its sums to memory or back."""
-        nonzeros = self._nonzeros(strip)
-        runs = nonzeros / strip.run + 0.5 if 0 < strip.run < nonzeros else 1.0
-        # Sums of several runs are set to zero before and copied after.
-        return runs, 2 * runs + 2 if strip.run else 1
+        return nonzeros * each + _carried(strip) * _CARRIED * sums
 
     def _instructions(self, strip: Strip) -> float:
         """Of a block of a tile: none of the processors whose elements multiply was measured, so those of
         vectors of four floats are counted. What they read is as far as on others.
         """
         if strip.chains:
-            half, sets, runs, carried = LANES // 2, strip.chains, 1.0, 1.0
+            half, sets = LANES // 2, strip.chains
             sums, reads = float(strip.wide * ceil_div(strip.rows, half)), float(ceil_div(strip.wide, LANES))
             if strip.rows == 1:
                 sums, reads = strip.wide / half, 2.0 * strip.wide
         else:
             sums, sets = 2 * strip.rows * strip.vectors, 1
             reads = strip.vectors * _read(self._window(strip))
-            runs, carried = self._runs(strip)
         each = sums + reads + strip.rows / LANES + _OFFSET + _LOOP / strip.turn
-        return self._nonzeros(strip) * each + runs * _AROUND + (sets + carried) * sums
+        return self._nonzeros(strip) * each + strip.parts * _AROUND + (sets + _carried(strip)) * sums
 
     def _window(self, strip: Strip) -> float:
-        """Bytes of the source that runs read which begin at one column."""
-        channels = self.source.channels
-        run = strip.run / max(self._nonzeros(strip), strip.run) if strip.run else 1.0
-        return self._bytes(strip.wide) * channels * run
+        """Bytes of the source that all blocks read, one after the other."""
+        return self._bytes(strip) * self.source.channels / strip.parts
 
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...], core: Core) -> Blocks:
         """Weights (outputs, columns) as the kernel of a choice reads them."""
@@ -321,13 +326,16 @@ class Sparse:
         weights = np.pad(weights, ((0, self.made - self.outputs), (0, 0)))
         if strip.window:
             return windows_of(weights, strip, core.lanes, self._dtype(strip))
-        apart = strip.run and not sparse.shares_tiles(self.source, strip, core)
-        groups = min(core.threads, ceil_div(self.outputs, strip.rows)) if apart else 1
         offsets = self.source.columns(strip).reshape(self.groups, -1)
-        # Vectors of positions that lie one after the other are read by their number.
+        taps = self.columns * self.groups // self.source.channels
+        each = ceil_div(self.source.channels, strip.parts) * taps
+        parts = (np.arange(offsets.size) // each).reshape(offsets.shape)
+        return blocks_of(weights, offsets, strip, self._dtype(strip), self._unit(offsets, strip, core), parts)
+
+    def _unit(self, offsets: NDArray[Any], strip: Strip, core: Core) -> int:
+        """Elements that offsets count: of vectors of positions that lie one after the other, these."""
         vectors = core.elements and strip.chains and strip.rows > 1 and strip.wide in (2, 4)
-        unit = strip.wide if vectors and not (offsets % strip.wide).any() else 1
-        return blocks_of(weights, offsets, strip, groups, self._dtype(strip), unit)
+        return strip.wide if (vectors or strip.panel) and not (offsets % strip.wide).any() else 1
 
     def _dtype(self, strip: Strip) -> str:
         few = self.source.positions < FEW and strip.rows > 1
@@ -358,6 +366,11 @@ def _read(panel: float) -> float:
     """Loads that a vector of a panel of so many bytes is worth: each cache holds its share of it."""
     first, second = (min(1.0, size / panel) for size in _CACHES)
     return first * _READ[0] + (second - first) * _READ[1] + (1 - second) * _READ[2]
+
+
+def _carried(strip: Strip) -> int:
+    """How often the sums of a block are brought to memory, or back."""
+    return 1 if strip.parts == 1 else 2 * strip.parts  # these are set to zero before the first part
 
 
 def _lanes(rows: int, core: Core) -> float:

@@ -20,22 +20,24 @@ class Strip:
     Attributes:
         rows: outputs of a block.
         vectors: of positions; single positions where there are ``chains``.
-        run: the most non-zeros of a block that are summed before those of another block are, 0 for all. Runs
-            follow each other by the first column that they read, so that it stays in the first cache.
+        parts: of the columns, one after the other: what all blocks multiply by one stays in the first cache.
         chains: 0 where positions are in the lanes. For few positions outputs are, and so many non-zeros are
             summed apart from each other, which hides the latency of a multiply-add; with one output, these
             are in the lanes.
         window: 0 where outputs of a block share the column of a non-zero. Else each has its own one of so
             many that follow each other, which two vectors hold, or four.
         alike: outputs beside each other that share theirs nevertheless.
+        panel: 1 where what a tile of an image reads is copied first, so that no vector lies in two lines of
+            the cache, else 0.
     """
 
     rows: int
     vectors: int
-    run: int = 0
+    parts: int = 1
     chains: int = 0
     window: int = 0
     alike: int = 1
+    panel: int = 0
 
     @property
     def wide(self) -> int:
@@ -81,11 +83,10 @@ class Blocks:
     Attributes:
         values: shape (non-zeros · rows,), float32 or float16: the rows of a block at one column; of a window,
             in the order of `windows`.
-        offsets: shape (non-zeros,), of the column in the source: uint16 where that holds all, or int32. Of
-            the first one of a window, where outputs have columns of their own.
-        starts: shape (runs + 1,), int32: where the non-zeros of each run begin, counted in turns.
-        places: shape (runs,), int32: the first output of the block of each run.
-        groups: of blocks beside each other, which have as many runs each.
+        offsets: shape (non-zeros and those of a turn,), of the column in the source: uint16 where that holds
+            all, or int32. Of the first one of a window, where outputs have columns of their own.
+        starts: shape (runs + 1,), int32: where the non-zeros of each run begin, counted in turns. A run is a
+            block's in a part of the columns: all of the first part are before those of the next.
         picks: shape (non-zeros · rows / those alike,), uint8: the column of each within its window; of no
             elements where rows share them.
         unit: elements that offsets count.
@@ -94,8 +95,6 @@ class Blocks:
     values: NDArray[Any]
     offsets: NDArray[Any]
     starts: NDArray[Any]
-    places: NDArray[Any]
-    groups: int
     picks: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.uint8))
     unit: int = 1
 
@@ -103,25 +102,25 @@ class Blocks:
     def arrays(self) -> list[NDArray[Any]]:
         """In the order in which kernels take them."""
         picks = [self.picks] if self.picks.size else []
-        return [self.values, self.offsets, self.starts, self.places, *picks]
+        return [self.values, self.offsets, self.starts, *picks]
 
 
 def blocks_of(
     weights: NDArray[Any],
     offsets: NDArray[Any],
     strip: Strip,
-    groups: int = 1,
     dtype: str = "float32",
     unit: int = 1,
+    parts: NDArray[Any] | None = None,
 ) -> Blocks:
     """Weights (outputs, columns) by blocks of outputs.
 
     Args:
         offsets: shape (groups of channels, columns), where each column is in the source for the outputs of a
             group, which are whole blocks where there are several.
-        groups: of blocks, to be computed beside each other.
         dtype: of the values, which it holds exactly.
         unit: elements that offsets are to count, of which they are multiples.
+        parts: of the columns, shaped as offsets; by default all are in the first.
     """
     outputs, columns = weights.shape
     count, turn = ceil_div(outputs, strip.rows), strip.turn
@@ -129,52 +128,25 @@ def blocks_of(
     padded[:outputs] = weights
     blocks = padded.reshape(count, strip.rows, columns)
     block, column = np.nonzero((blocks != 0).any(1))
-    place = offsets[block * len(offsets) // count, column] // unit
-    order = np.lexsort((place, block))
-    block, column, place = block[order], column[order], place[order]
-    counts = np.bincount(block, minlength=count)
-    number = numbers(block, counts)
-    most = ceil_div(strip.run or columns, turn) * turn
-    runs = np.maximum(1, -(-counts // most))  # of each block, be it empty
-    owner, begin = np.repeat(np.arange(count), runs), np.cumsum(runs) - runs
-    run = begin[block] + number // most
-    first = np.zeros(len(owner), np.int64)
-    if strip.run:
-        first[run[number % most == 0]] = place[number % most == 0]
-    rank, each = _ordered(owner, first, groups)
-    turns = np.zeros(groups * each, np.int64)
-    turns[rank] = -(-np.bincount(run, minlength=len(owner)) // turn)
-    places = np.repeat(-(-np.arange(groups) * count // groups), each)
-    places[rank] = owner
-    starts = np.concatenate([[0], np.cumsum(turns)])
+    group = block * len(offsets) // count
+    place = offsets[group, column] // unit
+    run = block if parts is None else parts[group, column] * count + block
+    order = np.lexsort((place, run))
+    block, column, place, run = block[order], column[order], place[order], run[order]
+    counts = np.bincount(run, minlength=strip.parts * count)
+    starts = np.concatenate([[0], np.cumsum(-(-counts // turn))])
     size = max(1, starts[-1]) * turn  # arrays of no elements are none to TVM
     values = np.zeros((size, strip.rows), dtype)
-    reads = np.zeros(size, np.uint16 if offsets.max() < 1 << 16 else np.int32)
-    at = starts[rank[run]] * turn + number % most
+    reads = np.zeros(size, np.uint16 if offsets.max() // unit < 1 << 16 else np.int32)
+    at = starts[run] * turn + numbers(run, counts)
     values[at], reads[at] = blocks[block, :, column], place
     # What fills a turn reads what the one before it does.
     reads = np.maximum.accumulate(reads.reshape(-1, turn), 1).reshape(-1)
-    tables = (starts.astype(np.int32), (places * strip.rows).astype(np.int32))
-    return Blocks(values.reshape(-1), reads, *tables, groups, unit=unit)
+    reads = np.append(reads, np.zeros(turn, reads.dtype))  # those of the next turn are read in each
+    return Blocks(values.reshape(-1), reads, starts.astype(np.int32), unit=unit)
 
 
 def numbers(owner: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
     """The number of each element among those of its owner. Owners are ascending."""
     numbers: NDArray[Any] = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
     return numbers
-
-
-def _ordered(owner: NDArray[Any], first: NDArray[Any], groups: int) -> tuple[NDArray[Any], int]:
-    """Places of runs by what they read first, group by group, and how many a group has: where they are fewer,
-    its first places are left to empty ones.
-
-    Args:
-        owner: the block of each, ascending.
-    """
-    group = owner * groups // (int(owner[-1]) + 1)
-    order = np.lexsort((owner, first, group))
-    ends = np.cumsum(np.bincount(group, minlength=groups))
-    each = int(np.diff(ends, prepend=0).max())
-    rank = np.empty(len(owner), np.int64)
-    rank[order] = np.arange(len(owner)) + ((np.arange(groups) + 1) * each - ends)[group[order]]
-    return rank, each

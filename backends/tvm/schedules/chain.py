@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from tvm import tirx
@@ -11,8 +11,8 @@ from tvm.script.ir_builder import tirx as script
 
 from . import sums, written
 from .blocks import Blocks, Strip
-from .common import Core, ceil_div, i64
-from .sources import Packed, Source, positions
+from .common import ceil_div, i64
+from .sources import Packed, Source, Tile, positions
 
 # Of buffers, an output of the first layer, and its sum at a position: what the second layer reads. Gets, too,
 # what keeps a value that is read more than once.
@@ -48,16 +48,17 @@ class Hidden(Packed):
     def positions(self) -> int:
         return self.source.positions
 
-    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
+    def pack(self, data: Sequence[Any], tile: Tile) -> Any:
         count, arrays = len(self.source.operands), len(self.blocks.arrays)
         weights, others = sums.Weights(*data[count : count + arrays]), data[count + arrays :]
-        strip = Strip(self.rows, strip.vectors)
-        panel = self.source.pack(data[:count], first, strip, wide, core, apart)
+        strip, core, wide = Strip(self.rows, tile.strip.vectors), tile.core, tile.wide
+        panel = self.source.pack(data[:count], replace(tile, strip=strip))
         blocks = ceil_div(self.channels, self.rows)
         made = written.buffer(blocks * self.rows * wide)
-        with written.each(blocks, apart) as run, written.block("sparse_run"):
-            output = weights.output(run)
-            kept = sums.many(weights, panel, i64(0), run, strip, core, sums.nothing)
+        with written.each(blocks, tile.apart) as run, written.block("sparse_run"):
+            output = run * i64(self.rows)
+            offsets = sums.Offsets(weights, run, strip, core)
+            kept = sums.many(weights, panel, i64(0), run, strip, core, sums.nothing, offsets)
             with script.unroll(i64(0), i64(self.rows)) as r, positions(strip, core.lanes) as v:
                 channel = output + r
                 if self.channels % self.rows:

@@ -32,6 +32,29 @@ _COPIES, _FEWER = 1 << 18, 0.9  # bytes of copies, and the share of vectors, up 
 _NEAR = 1 << 19  # bytes of an image that the second cache holds besides what else is in it
 
 
+@dataclass(frozen=True)
+class Tile:
+    """Positions that are computed together.
+
+    Attributes:
+        first: of them.
+        strip: what of it is in registers.
+        wide: positions of whole tiles, by which columns of a panel are apart.
+        apart: whether threads share the work on it.
+    """
+
+    first: Any
+    strip: Strip
+    wide: int
+    core: Core
+    apart: bool = False
+
+    @contextmanager
+    def positions(self) -> Iterator[Any]:
+        with positions(self.strip, self.core.lanes) as v:
+            yield v
+
+
 class Source(Protocol):
     """What a kernel reads, laid out so that positions are in a line."""
 
@@ -61,14 +84,8 @@ class Source(Protocol):
         """Emit what is done before all tiles; the buffer, or None."""
         ...
 
-    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
-        """Emit what is done before a tile that begins at position ``first``; the buffer, or None.
-
-        Args:
-            strip: of this tile.
-            wide: positions of tiles, by which columns are apart.
-            apart: whether threads share the work on a tile.
-        """
+    def pack(self, data: Sequence[Any], tile: Tile) -> Any:
+        """Emit what is done before a tile; the panel, or None."""
         ...
 
     def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
@@ -148,21 +165,21 @@ class Pixels(Packed, _Images):
         image, at = (i64(0), p) if self.data[0] == 1 else (_div(p, rows * columns), _mod(p, rows * columns))
         return image, _div(at, columns), _mod(at, columns)
 
-    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
+    def pack(self, data: Sequence[Any], tile: Tile) -> Any:
         (x,), (sy, sx) = data, self.strides
         if self.blocked:
 
             def read(p: Any, channel: Any, vector: bool) -> Any:
-                image, row, column = self.at(_inside(p, self.positions, strip))
+                image, row, column = self.at(_inside(p, self.positions, tile.strip))
                 block, lane = _div(channel, LANES), lanes(i64(0)) if vector else _mod(channel, LANES)
                 return x[image, block, row * i64(sy), column * i64(sx), lane]
 
-            return turned_panel(self.channels, first, strip, wide, read)
-        panel = written.buffer(self.channels * wide)
-        with script.serial(i64(0), i64(self.channels)) as i, positions(strip, core.lanes) as v:
-            image, row, column = self.at(_inside(first + v, self.positions, strip))
+            return _turned_panel(self.channels, tile, read)
+        panel = written.buffer(self.channels * tile.wide)
+        with script.serial(i64(0), i64(self.channels)) as i, tile.positions() as v:
+            image, row, column = self.at(_inside(tile.first + v, self.positions, tile.strip))
             value = x[image, i, row * i64(sy), column * i64(sx)]
-            script.buffer_store(panel, value, [i * i64(wide) + v])
+            script.buffer_store(panel, value, [i * i64(tile.wide) + v])
         return panel
 
     def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
@@ -195,14 +212,14 @@ class Tokens(Packed, _OfOne):
         """Where a position is in them."""
         return apart(self.lead, p)
 
-    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
+    def pack(self, data: Sequence[Any], tile: Tile) -> Any:
         (x,) = data
 
         def read(row: Any, channel: Any, vector: bool) -> Any:
-            at = self.at(_inside(row, self.positions, strip))
+            at = self.at(_inside(row, self.positions, tile.strip))
             return x[(*at, lanes(channel) if vector else channel)]
 
-        return turned_panel(self.channels, first, strip, wide, read)
+        return _turned_panel(self.channels, tile, read)
 
 
 @dataclass(frozen=True)
@@ -212,7 +229,7 @@ class Image(_Images):
     Positions are in a line, of all images row by row. Where the image is small there is a copy of it for each
     column of taps, whose rows are as wide as those of the result; with few positions for each tap. Else rows
     are wider, and what is past the end of those of the result is dropped. Strides make an image of each of
-    their phases.
+    their phases. A panel of a tile has what all taps read beside each other.
     """
 
     window: Window
@@ -275,30 +292,37 @@ class Image(_Images):
         return image, row, _mod(p, self.wide)
 
     def columns(self, strip: Strip) -> NDArray[Any]:
-        (kh, kw), (dy, dx), (sy, sx) = self.window.kernel, self.window.dilations, self.window.strides
-        i, y, x = np.meshgrid(*(np.arange(size) for size in (self.channels, kh, kw)), indexing="ij")
-        copy, shift = (x, 0) if self.exact else (x * dx % sx, x * dx // sx)
-        start, row = (y, 0) if self._few and self.exact else (y * dy % sy, y * dy // sy)
-        first = ((i * self._copies + copy) * self._starts[0] + start) * self._length(strip)
-        offsets: NDArray[Any] = first + row * self.data[0] * self.wide + shift
+        channels, (kh, kw) = np.arange(self.channels), self.window.kernel
+        if strip.panel:
+            return np.arange(self.channels * kh * kw) % (self._part(strip) * kh * kw) * strip.wide
+        taps = np.meshgrid(channels, np.arange(kh), np.arange(kw), indexing="ij")
+        offsets: NDArray[Any] = self._offset(*taps, strip.wide)
         return offsets.reshape(-1)
+
+    def _offset(self, channel: Any, y: Any, x: Any, wide: int) -> Any:
+        """Of a tap, in the image that tiles of so many positions read."""
+        (dy, dx), (sy, sx) = self.window.dilations, self.window.strides
+        copy, shift = (x, x * 0) if self.exact else (x * dx % sx, x * dx // sx)
+        start, row = (y, y * 0) if self._few and self.exact else (y * dy % sy, y * dy // sy)
+        first = ((channel * self._copies + copy) * self._starts[0] + start) * self._length(wide)
+        return first + row * (self.data[0] * self.wide) + shift
 
     @property
     def _copies(self) -> int:
         return self.window.kernel[1] if self.exact else self.window.strides[1]
 
-    def _length(self, strip: Strip) -> int:
-        """Elements of a copy or phase, those included that a tile reads past it: whole lines, or a half or a
-        quarter of one.
+    def _length(self, wide: int) -> int:
+        """Elements of a copy or phase, those included that a tile of so many positions reads past it: whole
+        lines, or a half or a quarter of one.
         """
-        past = max(0, strip.wide - self.positions)
+        past = max(0, wide - self.positions)
         size = self.rows * self.data[0] * self.wide + past
         each = next((part for part in (LANES // 2, LANES) if size <= part), _LINE)
         return ceil_div(size, each) * each
 
     def prepare(self, data: Sequence[Any], core: Core, strip: Strip) -> Any:
         (x,), (n, channels, h, w) = data, self.data
-        (top, left), (sy, sx), length = self.window.padding[:2], self.window.strides, self._length(strip)
+        (top, left), (sy, sx), length = self.window.padding[:2], self.window.strides, self._length(strip.wide)
         between = self.window.dilations[1] if self.exact else 1
         count, step = self._starts
         image = written.buffer(channels * self._copies * count * length)
@@ -333,23 +357,40 @@ class Image(_Images):
                     _zeros(image, start + done, length - done)
         return image
 
-    def pack(self, data: Sequence[Any], first: Any, strip: Strip, wide: int, core: Core, apart: bool) -> Any:
-        return None
+    def pack(self, data: Sequence[Any], tile: Tile) -> Any:
+        if not tile.strip.panel:
+            return None
+        return written.buffer(self._part(tile.strip) * math.prod(self.window.kernel) * tile.wide)
+
+    def copy(self, image: Any, panel: Any, part: Any, channels: int, tile: Tile) -> None:
+        """Emit the copying of a part of the columns, of so many channels, to the panel of a tile.
+
+        Args:
+            image: what was made before all tiles.
+        """
+        kh, kw = self.window.kernel
+        rows, columns = script.serial(i64(0), i64(kh)), script.serial(i64(0), i64(kw))
+        with written.each(channels, tile.apart) as c, rows as y, columns as x, tile.positions() as v:
+            start = self._offset(part * i64(self._part(tile.strip)) + c, y, x, tile.wide) + tile.first
+            at = ((c * i64(kh) + y) * i64(kw) + x) * i64(tile.wide)
+            script.buffer_store(panel, image[start + v], [at + v])
+
+    def _part(self, strip: Strip) -> int:
+        """Channels of a part of the columns; the last one may have fewer."""
+        return ceil_div(self.channels, strip.parts)
 
     def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
         return None
 
 
-def turned_panel(
-    channels: int, first: Any, strip: Strip, wide: int, read: Callable[[Any, Any, bool], Any]
-) -> Any:
+def _turned_panel(channels: int, tile: Tile, read: Callable[[Any, Any, bool], Any]) -> Any:
     """The panel of a tile, made of what has channels beside each other.
 
     Args:
-        first: position at which the tile begins.
         read: of a position and a channel, what is there: of eight channels, of which it is the first, or of
             it alone.
     """
+    first, strip, wide = tile.first, tile.strip, tile.wide
     panel = written.buffer(channels * wide)
     # A line of the cache is read at once.
     sizes = (1,) if strip.vector(LANES) == 1 else (_LINE, LANES, 1)

@@ -38,7 +38,7 @@ from .common import (
     pieces,
 )
 from .finish import finished_in_place
-from .sources import Image, Pixels, Source, Tokens, along, positions
+from .sources import Image, Pixels, Source, Tile, Tokens, along, positions
 from .turning import lanes, packed_shape, turned
 
 _LINE = LINE // 4  # floats
@@ -110,29 +110,18 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
             into, at = made, result.at
             if not source.exact:
                 into, at = written.buffer(outputs, max(source.positions, (last or strip).wide)), _together
-            tile = _Tile(
-                source,
-                data,
-                weights,
-                into,
-                at,
-                result.turns,
-                outputs,
-                strip.wide,
-                blocks.groups,
-                by_block,
-                core,
-            )
+            turns, wide = result.turns, strip.wide
+            each = _Tiles(source, data, weights, into, at, turns, outputs, wide, by_block, core)
             image = source.prepare(data, core, strip)
             with written.each(tiles, by_tile) as t, written.block("sparse_tile"):
                 if last is None or tiles == 1:
-                    tile.write(image, t * i64(strip.wide), last or strip)
+                    each.write(image, t * i64(strip.wide), last or strip)
                 else:
                     with script.If(t < i64(tiles - 1)):
                         with script.Then(), written.block("sparse_whole"):
-                            tile.write(image, t * i64(strip.wide), strip)
+                            each.write(image, t * i64(strip.wide), strip)
                         with script.Else(), written.block("sparse_rest"):
-                            tile.write(image, i64(source.positions - last.wide), last)
+                            each.write(image, i64(source.positions - last.wide), last)
             if isinstance(source, Image) and not source.exact:
                 _pick(into, made, source, core)
     return builder.get()
@@ -148,7 +137,7 @@ def shares_tiles(source: Source, strip: Strip, core: Core) -> bool:
 
 
 @dataclass(frozen=True)
-class _Tile:
+class _Tiles:
     """What tiles have in common.
 
     Attributes:
@@ -156,7 +145,7 @@ class _Tile:
         at: where that of an output at a position is.
         turns: see `Result`.
         wide: positions of whole tiles.
-        groups: of runs, on a thread each where they are ``apart``.
+        apart: whether threads share the blocks of outputs.
     """
 
     source: Source
@@ -167,7 +156,6 @@ class _Tile:
     turns: tuple[int, ...]
     outputs: int
     wide: int
-    groups: int
     apart: bool
     core: Core
 
@@ -177,17 +165,41 @@ class _Tile:
         Args:
             image: what is read where that is one for all tiles; or None.
         """
-        panel = self.source.pack(self.data, first, strip, self.wide, self.core, self.apart)
-        read = (panel, i64(0)) if image is None else (image, first)
-        if strip.run:
-            self._in_runs(read, first, strip)
-        elif len(self.turns) > 1 and not strip.chains:
-            self._in_lines(read, first, strip)
-        else:
-            blocks = ceil_div(self.outputs, strip.rows)
-            with written.each(blocks, self.apart) as run, written.block("sparse_run"):
-                self.source.ask_for(self.data, first + strip.wide, strip, run, blocks)
-                (self._few if strip.chains else self._many)(read, first, run, strip)
+        tile = Tile(first, strip, self.wide, self.core, self.apart)
+        panel = self.source.pack(self.data, tile)
+        read = (image, first) if panel is None else (panel, i64(0))
+        if strip.chains:
+            with self._blocks(first, strip) as block:
+                self._few(read, first, block, strip)
+            return
+
+        def copy(part: Any, channels: int) -> None:
+            if strip.panel and isinstance(self.source, Image):
+                self.source.copy(image, panel, part, channels, tile)
+
+        channels, parts = self.source.channels, strip.parts
+        each, before = ceil_div(channels, parts), None
+        if parts > 1:
+            before = self._before_last(read, strip, lambda part: copy(part, each))
+        copy(i64(parts - 1), channels - (parts - 1) * each)
+        if len(self.turns) > 1:
+            self._in_lines(read, before, first, strip)
+            return
+        offsets = None
+        if not self.apart:
+            offsets = sums.Offsets(self.weights, self._run(i64(0), strip), strip, self.core)
+        with self._blocks(first, strip) as block:
+            kept, output = self._last(read, before, block, strip, offsets), block * i64(strip.rows)
+            with script.unroll(i64(0), i64(strip.rows)) as r, self._inside(output + r, strip.rows):
+                self._store_row(output + r, first, strip, kept, r)
+
+    @contextmanager
+    def _blocks(self, first: Any, strip: Strip) -> Iterator[Any]:
+        """A loop over blocks of outputs, in which the next tile is asked for."""
+        blocks = ceil_div(self.outputs, strip.rows)
+        with written.each(blocks, self.apart) as block, written.block("sparse_run"):
+            self.source.ask_for(self.data, first + strip.wide, strip, block, blocks)
+            yield block
 
     def _few(self, read: tuple[Any, Any], first: Any, run: Any, strip: Strip) -> None:
         rows = strip.rows
@@ -205,48 +217,54 @@ class _Tile:
                 with script.unroll(i64(0), i64(rows)) as o, self._inside(output + o, rows):
                     store(o, v)
 
-    def _many(self, read: tuple[Any, Any], first: Any, run: Any, strip: Strip) -> None:
-        output, wide = self.weights.output(run), strip.wide
-        kept = sums.many(self.weights, *read, run, strip, self.core, sums.nothing)
-        with script.unroll(i64(0), i64(strip.rows)) as r, self._inside(output + r, strip.rows):
-            self._store_row(output + r, first, strip, lambda v: kept[r * wide + v])
+    def _before_last(self, read: tuple[Any, Any], strip: Strip, copy: Callable[[Any], None]) -> Any:
+        """The sums of all parts but the last."""
+        blocks, size = ceil_div(self.outputs, strip.rows), strip.rows * strip.wide
+        made, each = written.buffer(blocks * size), ceil_div(blocks, self.core.threads if self.apart else 1)
+        with written.each(blocks * strip.rows, self.apart) as o, positions(strip, self.core.lanes) as v:
+            script.buffer_store(made, f32(0), [o * i64(strip.wide) + v])
+        with script.serial(i64(0), i64(strip.parts - 1)) as part, written.block("sparse_part"):
+            copy(part)
+            with written.each(ceil_div(blocks, each), self.apart) as share, written.block("sparse_share"):
+                start = share * i64(each)
+                run = part * i64(blocks) + start
+                count = tirx.min(i64(each), i64(blocks) - start) if blocks % each else i64(each)
+                offsets = sums.Offsets(self.weights, run, strip, self.core)
+                with script.serial(i64(0), count) as b, written.block("sparse_run"):
+                    at = (start + b) * i64(size)
 
-    def _in_runs(self, read: tuple[Any, Any], first: Any, strip: Strip) -> None:
-        """Runs add to the sums of the tile."""
-        wide, runs = strip.wide, int(self.weights.places.shape[0]) // self.groups
-        rows = ceil_div(self.outputs, strip.rows) * strip.rows
-        part = written.buffer(rows * wide)
-        with script.serial(i64(0), i64(rows)) as o, positions(strip, self.core.lanes) as v:
-            script.buffer_store(part, f32(0), [o * wide + v])
-        loops = written.each(self.groups, self.apart), script.serial(i64(0), i64(runs))
-        with loops[0] as g, loops[1] as r, written.block("sparse_run"):
-            self.source.ask_for(self.data, first + wide, strip, r, runs)
-            run = g * i64(runs) + r
-            at = self.weights.output(run) * i64(wide)
+                    def begin(r: Any, v: Any) -> Any:
+                        return made[at + r * strip.wide + v]
 
-            def begin(r: Any, v: Any) -> Any:
-                return part[at + r * wide + v]
+                    kept = sums.many(self.weights, *read, run + b, strip, self.core, begin, offsets)
+                    self._keep(kept, made, at, strip)
+        return made
 
-            kept = sums.many(self.weights, *read, run, strip, self.core, begin)
-            self._keep(kept, part, at, strip)
-        if len(self.turns) == 1:
-            with script.serial(i64(0), i64(self.outputs)) as o:
-                self._store_row(o, first, strip, lambda v: part[o * wide + v])
-            return
-        for start, count, each in pieces(self.outputs, *self.turns):
-            with written.each(count, self.apart) as c:
-                o = i64(start) + c * i64(each)
-                self._turn(part, o * i64(wide), o, each, first, strip)
+    def _last(self, read: tuple[Any, Any], before: Any, block: Any, strip: Strip, offsets: Any) -> Any:
+        """The sums of a block, with those ``before`` its last part: registers (rows · positions)."""
 
-    def _in_lines(self, read: tuple[Any, Any], first: Any, strip: Strip) -> None:
+        def begin(r: Any, v: Any) -> Any:
+            return before[(block * i64(strip.rows) + r) * i64(strip.wide) + v]
+
+        run = self._run(block, strip)
+        begins = sums.nothing if before is None else begin
+        offsets = offsets or sums.Offsets(self.weights, run, strip, self.core)
+        return sums.many(self.weights, *read, run, strip, self.core, begins, offsets)
+
+    def _run(self, block: Any, strip: Strip) -> Any:
+        """The last of a block."""
+        return block + i64((strip.parts - 1) * ceil_div(self.outputs, strip.rows))
+
+    def _in_lines(self, read: tuple[Any, Any], before: Any, first: Any, strip: Strip) -> None:
         """As many outputs as a line of the cache has are summed, and turned while their sums are near."""
         for start, count, each in pieces(self.outputs, _LINE):
             blocks = ceil_div(each, strip.rows)
             with written.each(count, self.apart) as c, written.block("sparse_line"):
                 part = written.local(blocks * strip.rows * strip.wide)
+                block = i64(start // strip.rows) + c * i64(blocks)
+                offsets = sums.Offsets(self.weights, self._run(block, strip), strip, self.core)
                 with script.serial(i64(0), i64(blocks)) as b, written.block("sparse_run"):
-                    run = i64(start // strip.rows) + c * i64(blocks) + b
-                    kept = sums.many(self.weights, *read, run, strip, self.core, sums.nothing)
+                    kept = self._last(read, before, block + b, strip, offsets)
                     self._keep(kept, part, b * i64(strip.rows * strip.wide), strip)
                 for at, lines, wide in pieces(each, *self.turns):
                     with script.serial(i64(0), i64(lines)) as n:
@@ -258,13 +276,13 @@ class _Tile:
         with script.unroll(i64(0), i64(strip.rows)) as r, positions(strip, self.core.lanes) as v:
             script.buffer_store(part, kept[r * strip.wide + v], [at + r * strip.wide + v])
 
-    def _store_row(self, o: Any, first: Any, strip: Strip, value: Callable[[Any], Any]) -> None:
-        """The results of an output at those positions of the tile that there are."""
+    def _store_row(self, o: Any, first: Any, strip: Strip, kept: Any, row: Any) -> None:
+        """The results of an output, a row of its block, at those positions of the tile that there are."""
         valid = min(strip.wide, self.source.positions)
         for start, count, size in pieces(valid, strip.vector(self.core.lanes)):
             with script.unroll(i64(0), i64(count)) as u, script.vectorized(i64(0), i64(size)) as lane:
                 v = i64(start) + u * i64(size) + lane
-                script.buffer_store(self.into, value(v), self.at(o, first + v))
+                script.buffer_store(self.into, kept[row * strip.wide + v], self.at(o, first + v))
 
     def _turn(self, part: Any, at: Any, o: Any, wide: int, first: Any, strip: Strip) -> None:
         """Rows of the results of ``wide`` outputs from their sums at ``at``, positions in the lanes."""

@@ -31,13 +31,8 @@ class Weights(NamedTuple):
     values: Any
     offsets: Any
     starts: Any
-    places: Any
     picks: Any = None
     unit: int = 1
-
-    def output(self, run: Any) -> Any:
-        """The first output of the block of a run."""
-        return script.bind(self.places[run].astype("int64"))
 
 
 def operands(blocks: Blocks, prefix: str = "") -> list[tuple[str, tuple[int, ...], str]]:
@@ -59,10 +54,12 @@ def many(
     strip: Strip,
     core: Core,
     begin: Callable[[Any, Any], Any],
+    offsets: Offsets,
 ) -> Any:
     """The sums of a run, positions in the lanes: registers (rows · positions of a tile).
 
     Args:
+        offsets: from those of this run on.
         data: what the weights multiply, at their offsets from ``base``.
         begin: of a row and a position, where its sum begins.
     """
@@ -82,10 +79,10 @@ def many(
             script.buffer_store(kept, value, [(n * rows + r) * wide + v])
     with script.serial(weights.starts[run], weights.starts[run + 1]) as turn:
         first = turn.astype("int64") * strip.turn
-        for n, offset in enumerate(offsets_of(weights.offsets, first, strip.turn, core)):
+        for n, offset in enumerate(offsets.next(turn)):
             for r, factor in enumerate(_consecutive(weights.values, (first + n) * rows, rows, core)):
                 with positions(strip, core.lanes) as v:
-                    read = data[base + offset + v]
+                    read = data[base + offset * weights.unit + v]
                     place = (n % sets * rows + r) * wide + v
                     script.buffer_store(kept, kept[place] + factor * read, [place])
     for n in range(1, sets):
@@ -201,18 +198,58 @@ def offsets_of(offsets: Any, first: Any, count: int, core: Core) -> list[Any]:
     """Those of non-zeros that follow each other: parts of a word, which is one load for several, or each read
     where vectors are multiplied by elements of others, for then loads are few.
     """
-    size = _itemsize(offsets)
-    each = 1 if core.elements else math.gcd(count, 8 // size)
+    each = 1 if core.elements else _in_word(offsets, count)
     found = []
     for begin in range(0, count, each):
         if each == 1:
             found.append(offsets[first + begin].astype("int64"))
-            continue
-        some = offsets[tirx.Ramp(first + begin, i64(1), each)]
-        word = script.bind(tirx.reinterpret(f"uint{8 * size * each}", some).astype("uint64"))
-        mask = tirx.const(256**size - 1, "uint64")
-        found += [script.bind(((word >> (8 * size * n)) & mask).astype("int64")) for n in range(each)]
+        else:
+            found += _apart(script.bind(_word(offsets, first + begin, each)), offsets, each)
     return found
+
+
+class Offsets:
+    """Those of runs that follow each other, read a turn before they are needed, so that what waits for them
+    does not wait for memory, too; not where elements of vectors multiply, which takes so much longer.
+    """
+
+    def __init__(self, weights: Weights, run: Any, strip: Strip, core: Core) -> None:
+        self.offsets, self.count, self.core = weights.offsets, strip.turn, core
+        self.each = _in_word(self.offsets, self.count)
+        if not core.elements:
+            self.words = written.local(self.count // self.each, "uint64")
+            self._read(weights.starts[run])
+
+    def next(self, turn: Any) -> list[Any]:
+        """Those of a turn; those of the next one are read."""
+        if self.core.elements:
+            return offsets_of(self.offsets, turn.astype("int64") * self.count, self.count, self.core)
+        words = [script.bind(self.words[n]) for n in range(self.count // self.each)]
+        self._read(turn + 1)
+        return [offset for word in words for offset in _apart(word, self.offsets, self.each)]
+
+    def _read(self, turn: Any) -> None:
+        first = turn.astype("int64") * self.count
+        for n in range(self.count // self.each):
+            word = _word(self.offsets, first + n * self.each, self.each)
+            script.buffer_store(self.words, word, [n])
+
+
+def _in_word(offsets: Any, count: int) -> int:
+    """How many of so many offsets are one word."""
+    return math.gcd(count, 8 // _itemsize(offsets))
+
+
+def _word(offsets: Any, first: Any, count: int) -> Any:
+    some = offsets[tirx.Ramp(first, i64(1), count)] if count > 1 else offsets[first]
+    return tirx.reinterpret(f"uint{8 * _itemsize(offsets) * count}", some).astype("uint64")
+
+
+def _apart(word: Any, offsets: Any, count: int) -> list[Any]:
+    """The offsets of a word."""
+    size = _itemsize(offsets)
+    mask = tirx.const(256**size - 1, "uint64")
+    return [script.bind(((word >> (8 * size * n)) & mask).astype("int64")) for n in range(count)]
 
 
 def _consecutive(buffer: Any, first: Any, count: int, core: Core) -> list[Any]:

@@ -66,8 +66,7 @@ def windows_of(weights: NDArray[Any], strip: Strip, lanes: int, dtype: str = "fl
     picks[at] = np.where(gives, read - begins[..., None], 0)[there]
     offsets[at] = begins[there]
     values = values.reshape(size, -1, _beside(strip, lanes), alike).swapaxes(2, 3)
-    tables = (starts.astype(np.int32), (np.arange(count) * rows).astype(np.int32))
-    return Blocks(values.reshape(-1), offsets, *tables, 1, picks.reshape(-1))
+    return Blocks(values.reshape(-1), offsets, starts.astype(np.int32), picks.reshape(-1))
 
 
 def few(weights: sums.Weights, data: Any, base: Any, run: Any, strip: Strip, core: Core) -> Any:

@@ -33,9 +33,9 @@ def buffer(*shape: int) -> Any:
     return script.sblock_alloc_buffer([i64(size) for size in shape], "float32")
 
 
-def local(size: int) -> Any:
-    """Memory for float32 that becomes registers."""
-    return script.sblock_alloc_buffer([i64(size)], "float32", scope="local")
+def local(size: int, dtype: str = "float32") -> Any:
+    """Memory that becomes registers."""
+    return script.sblock_alloc_buffer([i64(size)], dtype, scope="local")
 
 
 def join_halves(memory: Any, rows: int, lanes: int, join: Callable[[Any, Any], Any], left: int = 1) -> None:
