@@ -29,21 +29,21 @@ _CACHES = (40 << 10, 1 << 19)  # bytes of a panel that stay in the first and the
 # fewer of them than of those of the model of dense kernels, which counts multiply-adds alone.
 _SHARE = 0.5
 _FMAS, _LOADS = 2.0, 1.8  # of vectors
-_READ = (1.0, 3.8, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
-_SPLIT = 1.75  # loads more of a vector that lies in two lines of the cache, at any place of an image
+_READ = (1.0, 3.7, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
+_SPLIT = 1.7  # loads more of a vector that lies in two lines of the cache, at any place of an image
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
 _SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
-_WHERE = 1.0  # of an offset, in loads: several are one word
+_WHERE = 1.2  # of an offset, in loads: several are one word
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
 _UNEVEN = 0.5  # columns of a window for which outputs wait for others, by every doubling of these
-_CARRIED = 5.0  # of a vector of sums, to memory or from it
-_PANEL = 0.08  # of an element copied for a tap
+_CARRIED, _CARRIED_FAR = 5.0, 4.0  # of a vector of sums, to memory or from it; more beyond the second cache
+_PANEL = 0.2  # of an element copied for a tap
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
 _INSTRUCTION = 0.4  # in cycles
 _OFFSET, _LOOP, _AROUND = 2.0, 3.0, 10.0  # instructions of a non-zero, of a turn of the loop, of a run
 _ROW = 20.0  # a row of an image in a tile
-_NEAR = 40.0  # bytes of weights in a cycle, from the second cache
+_NEAR = 15.0  # bytes of weights in a cycle, where tiles read again what the second cache does not hold
 _FAR = 2.5  # times as long where they are more than the second cache holds
 _BYTES = {False: 24.0, True: 6.0}  # of weights in a cycle, from the last cache or from memory
 
@@ -299,7 +299,8 @@ class Sparse:
         sums, split = strip.rows * vectors, _SPLIT if unaligned else 0.0
         loads = _factors(strip.rows, core) + vectors * (_read(self._window(strip)) + split) + _WHERE
         each = max(sums / _FMAS + loads / _LOADS, _LATENCY)
-        return nonzeros * each + _carried(strip) * _CARRIED * sums
+        far = 0.0 if strip.parts == 1 else _beyond(4 * self.outputs * strip.wide)
+        return nonzeros * each + _carried(strip) * (_CARRIED + far * _CARRIED_FAR) * sums
 
     def _instructions(self, strip: Strip) -> float:
         """Of a block of a tile: none of the processors whose elements multiply was measured, so those of
@@ -366,6 +367,11 @@ def _read(panel: float) -> float:
     """Loads that a vector of a panel of so many bytes is worth: each cache holds its share of it."""
     first, second = (min(1.0, size / panel) for size in _CACHES)
     return first * _READ[0] + (second - first) * _READ[1] + (1 - second) * _READ[2]
+
+
+def _beyond(size: int) -> float:
+    """The share of so many bytes that the second cache does not hold."""
+    return max(0.0, 1 - _CACHES[1] / size)
 
 
 def _carried(strip: Strip) -> int:
