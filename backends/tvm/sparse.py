@@ -21,29 +21,29 @@ from .schedules.windows import windows_of
 
 _BLOCKS = (1, 2, 4, 8, 16)  # outputs
 _ALIKE = 1.05  # density of higher blocks over that of lower ones, where the pattern is of the higher ones
-_PARTS = (1, 2, 4, 8, 16)  # of the columns
+_PARTS = (1, 2, 4, 8, 16, 32, 64)  # of the columns
 _LEAST = 16  # columns of a part
-_CACHES = (40 << 10, 1 << 19)  # bytes of a panel that stay in the first and the second cache
+_CACHES = (42 << 10, 1 << 19)  # bytes of a panel that stay in the first and the second cache
 
 # The static model of a core, in cycles: multiply-adds and loads follow each other. By measured times it takes
 # fewer of them than of those of the model of dense kernels, which counts multiply-adds alone.
 _SHARE = 0.5
 _FMAS, _LOADS = 2.0, 1.8  # of vectors
-_READ = (1.0, 3.7, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
-_SPLIT = 1.7  # loads more of a vector that lies in two lines of the cache, at any place of an image
+_READ = (1.0, 3.3, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
+_SPLIT = 1.8  # loads more of a vector that lies in two lines of the cache, at any place of an image
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
 _SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
-_WHERE = 1.2  # of an offset, in loads: several are one word
+_WHERE = 0.85  # of an offset, in loads: several are one word
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
 _UNEVEN = 0.5  # columns of a window for which outputs wait for others, by every doubling of these
-_CARRIED, _CARRIED_FAR = 5.0, 4.0  # of a vector of sums, to memory or from it; more beyond the second cache
-_PANEL = 0.2  # of an element copied for a tap
+_CARRIED, _CARRIED_FAR = 4.0, 3.0  # of a vector of sums, to memory or from it; more beyond the second cache
+_PANEL = 0.22  # of an element copied for a tap
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
 _INSTRUCTION = 0.4  # in cycles
 _OFFSET, _LOOP, _AROUND = 2.0, 3.0, 10.0  # instructions of a non-zero, of a turn of the loop, of a run
 _ROW = 20.0  # a row of an image in a tile
-_NEAR = 15.0  # bytes of weights in a cycle, where tiles read again what the second cache does not hold
+_NEAR = 10.0  # bytes of weights in a cycle, where tiles read again what the second cache does not hold
 _FAR = 2.5  # times as long where they are more than the second cache holds
 _BYTES = {False: 24.0, True: 6.0}  # of weights in a cycle, from the last cache or from memory
 
@@ -297,7 +297,7 @@ class Sparse:
         vectors = strip.vectors / self._in_one(strip.vectors, core)
         unaligned = isinstance(self.source, Image) and not strip.panel
         sums, split = strip.rows * vectors, _SPLIT if unaligned else 0.0
-        loads = _factors(strip.rows, core) + vectors * (_read(self._window(strip)) + split) + _WHERE
+        loads = _factors(strip.rows, core) + vectors * (self._reads(strip) + split) + _WHERE
         each = max(sums / _FMAS + loads / _LOADS, _LATENCY)
         far = 0.0 if strip.parts == 1 else _beyond(4 * self.outputs * strip.wide)
         return nonzeros * each + _carried(strip) * (_CARRIED + far * _CARRIED_FAR) * sums
@@ -313,13 +313,14 @@ class Sparse:
                 sums, reads = strip.wide / half, 2.0 * strip.wide
         else:
             sums, sets = 2 * strip.rows * strip.vectors, 1
-            reads = strip.vectors * _read(self._window(strip))
+            reads = strip.vectors * self._reads(strip)
         each = sums + reads + strip.rows / LANES + _OFFSET + _LOOP / strip.turn
         return self._nonzeros(strip) * each + strip.parts * _AROUND + (sets + _carried(strip)) * sums
 
-    def _window(self, strip: Strip) -> float:
-        """Bytes of the source that all blocks read, one after the other."""
-        return self._bytes(strip) * self.source.channels / strip.parts
+    def _reads(self, strip: Strip) -> float:
+        """Loads that a vector of the source is worth: all blocks read of a part, one after the other."""
+        panel = self._bytes(strip) * self.source.channels / strip.parts
+        return _read(panel, self.pattern.share(strip.rows))
 
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...], core: Core) -> Blocks:
         """Weights (outputs, columns) as the kernel of a choice reads them."""
@@ -363,10 +364,21 @@ class Sparse:
         return np.repeat(present, rows, 0)[: self.outputs].astype(np.float32)
 
 
-def _read(panel: float) -> float:
-    """Loads that a vector of a panel of so many bytes is worth: each cache holds its share of it."""
-    first, second = (min(1.0, size / panel) for size in _CACHES)
+def _read(panel: float, density: float) -> float:
+    """Loads that a vector of a panel of so many bytes is worth, of which a block reads so much."""
+    first, second = (_hits(size / panel, density) for size in _CACHES)
     return first * _READ[0] + (second - first) * _READ[1] + (1 - second) * _READ[2]
+
+
+def _hits(share: float, density: float) -> float:
+    """How much of what blocks read, one after the other, a cache holds with room for a share of the panel.
+
+    A column that was last read k blocks ago is there if what was read since fits: 1 - (1 - density)ᵏ of all.
+    """
+    density = max(density, 0.01)
+    if share >= 1 or density >= 1:
+        return float(share >= 1)
+    return 1 - (1 - density) ** math.floor(math.log(1 - share) / math.log(1 - density))
 
 
 def _beyond(size: int) -> float:
