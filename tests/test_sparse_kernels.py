@@ -240,19 +240,22 @@ def test_blocks_hold_the_weights(rows: int, parts: int, chains: int) -> None:
         ((99, 0), 1, 1, False),
     ],
 )
-def test_parts_and_panels_give_the_same_sums(
+def test_parts_and_cuts_give_the_same_sums(
     size: tuple[int, int], stride: int, groups: int, blocked: bool, threads: int
 ) -> None:
     """Of an image, a pointwise layer and a product: threads share tiles, or the blocks of the only one."""
     from onnx_prune.backends.tvm.build import kernel_of
-    from onnx_prune.backends.tvm.machine import host_target
+    from onnx_prune.backends.tvm.machine import core_of, host_target
     from onnx_prune.backends.tvm.schedules.blocks import Strip
+    from onnx_prune.backends.tvm.schedules.common import LANES
     from onnx_prune.backends.tvm.schedules.conv import Window
-    from onnx_prune.backends.tvm.schedules.sources import Image, Pixels, Tokens
+    from onnx_prune.backends.tvm.schedules.image import Image
+    from onnx_prune.backends.tvm.schedules.sources import Pixels, Tokens
     from onnx_prune.backends.tvm.sparse import Pattern, Sparse
     from tvm.runtime import tensor
+    from tvm.target import Target
 
-    source: Any = Image((1, 64, *size), Window((3, 3), (stride, stride), (1, 1), (1, 1, 1, 1)))
+    source: Any = Image((stride, 64, *size), Window((3, 3), (stride, stride), (1, 1), (1, 1, 1, 1)))
     if blocked:
         source = Pixels((1, 560, *size), blocked=True)
     elif not size[1]:
@@ -262,7 +265,9 @@ def test_parts_and_panels_give_the_same_sums(
     x = rng.integers(-4, 5, source.shape).astype(np.float32)
     strips = [Strip(4, 3), Strip(4, 3, 3), Strip(4, 13, 4), Strip(1, 13, 16)]
     if isinstance(source, Image):
-        strips += [Strip(4, 3, panel=1), Strip(1, 13, 4, panel=1), Strip(4, 4, 4, panel=1)]
+        lanes = core_of(Target(host_target(threads))).lanes
+        each = lanes // LANES
+        strips += [Strip(4, 2 * each, cuts=cuts) for cuts in (1, 2, lanes)] + [Strip(1, 3 * each, 4, cuts=4)]
     for strip in strips:
         kernel, (_, *arrays, shape) = kernel_of(layer, astuple(strip), host_target(threads))
         result = tensor(np.full(shape, 7, np.float32))
@@ -324,7 +329,7 @@ def test_few_outputs_at_few_positions_are_one_vector() -> None:
     from onnx_prune.backends.tvm.schedules.blocks import Strip
     from onnx_prune.backends.tvm.schedules.common import Core
     from onnx_prune.backends.tvm.schedules.conv import Window
-    from onnx_prune.backends.tvm.schedules.sources import Image
+    from onnx_prune.backends.tvm.schedules.image import Image
     from onnx_prune.backends.tvm.sparse import Pattern, Sparse
 
     image = Image((1, 16, 2, 2), Window((3, 3), (1, 1), (1, 1), (1,) * 4))

@@ -18,8 +18,9 @@ from .between import elementwise
 from .chain import Chain
 from .forms import ALONE, FUSIBLE, Forms, is_over_last, operator, shape_of, static_shape
 from .schedules import conv
+from .schedules.image import Image
 from .schedules.normal import Normalised
-from .schedules.sources import FEW, Image, Pixels, Tokens
+from .schedules.sources import FEW, Pixels, Tokens
 from .sparse import Sparse, pattern_of
 from .workloads import Convolution, Product
 

@@ -16,7 +16,9 @@ from .computed import MOST, Operand
 from .schedules import sparse
 from .schedules.blocks import Blocks, Strip, blocks_of
 from .schedules.common import LANES, Core, Rule, ceil_div
-from .schedules.sources import FEW, Image, Pixels, Tokens
+from .schedules.image import Image
+from .schedules.lifted import Lifted, cuts_of
+from .schedules.sources import FEW, Pixels, Tokens
 from .schedules.windows import windows_of
 
 _BLOCKS = (1, 2, 4, 8, 16)  # outputs
@@ -38,8 +40,8 @@ _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where
 _BEGIN = 30.0  # a block of chains: its loop, its registers
 _UNEVEN = 0.5  # columns of a window for which outputs wait for others, by every doubling of these
 _CARRIED, _CARRIED_FAR = 4.0, 3.0  # of a vector of sums, to memory or from it; more beyond the second cache
-_PANEL = 0.22  # of an element copied for a tap
-_PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 1.0  # of an element packed, turned, stored, or picked at last
+_LIFT = 0.08  # of an element brought to its lane, or back from it
+_PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 0.02  # of an element packed, turned, stored, or picked at last
 _INSTRUCTION = 0.4  # in cycles
 _OFFSET, _LOOP, _AROUND = 2.0, 3.0, 10.0  # instructions of a non-zero, of a turn of the loop, of a run
 _ROW = 20.0  # a row of an image in a tile
@@ -190,10 +192,23 @@ class Sparse:
                 if wide > core.registers - 2:
                     break
                 if rows * wide + read + 1 <= core.registers:
-                    panels = (0, 1) if isinstance(self.source, Image) and not core.elements else (0,)
-                    several = product(filter(self._splits, _PARTS), panels)
-                    found += [Strip(rows, vectors, parts, panel=panel) for parts, panel in several]
+                    several = product(filter(self._splits, _PARTS), self._cuts(vectors, core))
+                    found += [Strip(rows, vectors, parts, cuts=cuts) for parts, cuts in several]
         return found
+
+    def _cuts(self, vectors: int, core: Core) -> list[int]:
+        """What rows of an image may be cut into for tiles of so many vectors of eight; 0 for not at all."""
+        if not isinstance(self.source, Image) or core.elements or self.blocked or self.source.positions < FEW:
+            return [0]
+        whole, over = divmod(vectors * LANES, core.lanes)
+        every = cuts_of(self.source, core.lanes)
+        return [0, *(cuts[0] for cuts in every if not over and whole <= Lifted(self.source, cuts).size[1])]
+
+    def _source(self, strip: Strip, core: Core) -> Pixels | Image | Tokens | Lifted:
+        """The source, as the kernel of a choice reads it."""
+        if strip.cuts and isinstance(self.source, Image):
+            return Lifted(self.source, (strip.cuts, core.lanes // strip.cuts))
+        return self.source
 
     def _splits(self, parts: int) -> bool:
         """Whether there are so many parts of the columns, each of whole channels."""
@@ -220,21 +235,13 @@ class Sparse:
         """How many blocks of eight lanes are one vector of the core."""
         return Strip(1, vectors).vector(core.lanes) // LANES
 
-    def _bytes(self, strip: Strip) -> int:
-        """Of each channel that a tile reads: where taps are offsets, of the rows around it too."""
-        if isinstance(self.source, Image):
-            kh, kw = self.source.window.kernel
-            if strip.panel:
-                return 4 * kh * kw * strip.wide
-            return 4 * (kw if self.source.exact else 1) * (strip.wide + self.source.wide * (kh - 1))
-        return 4 * strip.wide
-
     def cycles(self, choice: tuple[int, ...], core: Core, far: bool) -> float:
         """What a choice takes, by the static model."""
-        strip, source = Strip(*choice), self.source
-        blocks, last = ceil_div(self.outputs, strip.rows), strip.last(source.positions, core.lanes)
-        took = (source.positions // strip.wide) * self._tile(strip, core)
-        took = blocks * (took + (self._tile(last, core) if last else 0))
+        strip = Strip(*choice)
+        source = self._source(strip, core)
+        blocks, last = ceil_div(self.outputs, strip.rows), strip.last(source.line, core.lanes)
+        took = (source.line // strip.wide) * self._tile(strip, core)
+        took = blocks * (took + (self._tile(last, core) if last else 0)) * (source.positions // source.line)
         tiles = sparse.count_tiles(source, strip)
         passes = self.packing(strip, core) + self.storing(strip, core)
         size = np.dtype(self._dtype(strip)).itemsize
@@ -245,17 +252,17 @@ class Sparse:
 
     def packing(self, strip: Strip, core: Core) -> float:
         """Cycles of the passes over what is read."""
-        elements = self.source.positions * self.source.channels
-        took = _pass(elements, _PACK)
-        if strip.panel:
-            took += elements * self.columns / self.source.channels * self.groups * _PANEL
+        source = self._source(strip, core)
+        took = _pass(source.packed(strip.wide), _PACK + _LIFT * (strip.cuts > 0))
         blocked = isinstance(self.source, Pixels) and self.source.blocked
         return _SHARE * (took + self._pages(strip, 0 if blocked else self.source.channels, core))
 
     def storing(self, strip: Strip, core: Core) -> float:
         """Cycles of the passes over results."""
         results, turns = self.source.positions * self.made, len(self.result.turns) > 1 and not strip.chains
-        took = _pass(results, _STORE + _TURN * turns) + (0.0 if self.source.exact else _pass(results, _LAST))
+        took = _pass(results, _STORE + _TURN * turns + _LIFT * (strip.cuts > 0))
+        if not self._source(strip, core).exact:
+            took += _pass(results, _LAST)
         return _SHARE * (took + self._pages(strip, 0 if self.blocked else self.outputs, core))
 
     def _pages(self, strip: Strip, channels: int, core: Core) -> float:
@@ -274,7 +281,7 @@ class Sparse:
     def _tile(self, strip: Strip, core: Core) -> float:
         """Cycles of a block of a tile."""
         if core.elements:
-            return _INSTRUCTION * self._instructions(strip)
+            return _INSTRUCTION * self._instructions(strip, core)
         nonzeros = self._nonzeros(strip)
         if strip.chains:
             lanes = _lanes(strip.rows, core)
@@ -295,14 +302,14 @@ class Sparse:
             each = max(multiplies / _FMAS + loads / _LOADS, waits) + _HIDDEN * waits
             return nonzeros * each + _BEGIN + multiplies
         vectors = strip.vectors / self._in_one(strip.vectors, core)
-        unaligned = isinstance(self.source, Image) and not strip.panel
+        unaligned = isinstance(self.source, Image) and not strip.cuts
         sums, split = strip.rows * vectors, _SPLIT if unaligned else 0.0
-        loads = _factors(strip.rows, core) + vectors * (self._reads(strip) + split) + _WHERE
-        each = max(sums / _FMAS + loads / _LOADS, _LATENCY)
+        loads = _factors(strip.rows, core) + vectors * (self._reads(strip, core) + split) + _WHERE
+        each = max(sums / _FMAS + loads / _LOADS, sums / (_FMAS * _SHARE), _LATENCY)
         far = 0.0 if strip.parts == 1 else _beyond(4 * self.outputs * strip.wide)
         return nonzeros * each + _carried(strip) * (_CARRIED + far * _CARRIED_FAR) * sums
 
-    def _instructions(self, strip: Strip) -> float:
+    def _instructions(self, strip: Strip, core: Core) -> float:
         """Of a block of a tile: none of the processors whose elements multiply was measured, so those of
         vectors of four floats are counted. What they read is as far as on others.
         """
@@ -313,13 +320,13 @@ class Sparse:
                 sums, reads = strip.wide / half, 2.0 * strip.wide
         else:
             sums, sets = 2 * strip.rows * strip.vectors, 1
-            reads = strip.vectors * self._reads(strip)
+            reads = strip.vectors * self._reads(strip, core)
         each = sums + reads + strip.rows / LANES + _OFFSET + _LOOP / strip.turn
         return self._nonzeros(strip) * each + strip.parts * _AROUND + (sets + _carried(strip)) * sums
 
-    def _reads(self, strip: Strip) -> float:
+    def _reads(self, strip: Strip, core: Core) -> float:
         """Loads that a vector of the source is worth: all blocks read of a part, one after the other."""
-        panel = self._bytes(strip) * self.source.channels / strip.parts
+        panel = 4 * self._source(strip, core).span(strip.wide) * self.source.channels / strip.parts
         return _read(panel, self.pattern.share(strip.rows))
 
     def blocks(self, weights: NDArray[Any], choice: tuple[int, ...], core: Core) -> Blocks:
@@ -328,7 +335,7 @@ class Sparse:
         weights = np.pad(weights, ((0, self.made - self.outputs), (0, 0)))
         if strip.window:
             return windows_of(weights, strip, core.lanes, self._dtype(strip))
-        offsets = self.source.columns(strip).reshape(self.groups, -1)
+        offsets = self._source(strip, core).columns(strip).reshape(self.groups, -1)
         taps = self.columns * self.groups // self.source.channels
         each = ceil_div(self.source.channels, strip.parts) * taps
         parts = (np.arange(offsets.size) // each).reshape(offsets.shape)
@@ -336,8 +343,10 @@ class Sparse:
 
     def _unit(self, offsets: NDArray[Any], strip: Strip, core: Core) -> int:
         """Elements that offsets count: of vectors of positions that lie one after the other, these."""
+        if strip.cuts:
+            return core.lanes
         vectors = core.elements and strip.chains and strip.rows > 1 and strip.wide in (2, 4)
-        return strip.wide if (vectors or strip.panel) and not (offsets % strip.wide).any() else 1
+        return strip.wide if vectors and not (offsets % strip.wide).any() else 1
 
     def _dtype(self, strip: Strip) -> str:
         few = self.source.positions < FEW and strip.rows > 1
@@ -346,7 +355,7 @@ class Sparse:
     def kernel(self, blocks: Blocks, choice: tuple[int, ...], core: Core) -> Any:
         """A PrimFunc of the operand and of the arrays of ``blocks``."""
         strip = Strip(*choice)
-        return sparse.kernel(self.source, self.made, blocks, strip, self.result, core)
+        return sparse.kernel(self._source(strip, core), self.made, blocks, strip, self.result, core)
 
     def function(self, choice: tuple[int, ...], core: Core) -> Any:
         """A kernel for weights of the pattern."""

@@ -25,7 +25,7 @@ from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.tile import Tile, choose_chunk, divisor_tile, tiles
 from .sparse import Sparse
 
-VERSION = 14  # of kernels and schedules: times of another one say nothing about these
+VERSION = 15  # of kernels and schedules: times of another one say nothing about these
 
 # The static model of a core, in cycles.
 _FMAS = 2.0  # multiply-adds of vectors

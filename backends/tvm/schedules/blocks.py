@@ -27,8 +27,8 @@ class Strip:
         window: 0 where outputs of a block share the column of a non-zero. Else each has its own one of so
             many that follow each other, which two vectors hold, or four.
         alike: outputs beside each other that share theirs nevertheless.
-        panel: 1 where what a tile of an image reads is copied first, so that no vector lies in two lines of
-            the cache, else 0.
+        cuts: parts of the rows of an image where parts of it are in the lanes, so that no vector lies in two
+            lines of the cache (`Lifted`), else 0.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class Strip:
     chains: int = 0
     window: int = 0
     alike: int = 1
-    panel: int = 0
+    cuts: int = 0
 
     @property
     def wide(self) -> int:

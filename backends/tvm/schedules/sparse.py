@@ -38,7 +38,9 @@ from .common import (
     pieces,
 )
 from .finish import finished_in_place
-from .sources import Image, Pixels, Source, Tile, Tokens, along, positions
+from .image import Image, along
+from .lifted import Lifted
+from .sources import Pixels, Source, Tile, Tokens, positions
 from .turning import lanes, packed_shape, turned
 
 _LINE = LINE // 4  # floats
@@ -89,7 +91,7 @@ def image_of(source: Pixels | Image, outputs: int) -> Result:
 
 def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: Result, core: Core) -> Any:
     """A PrimFunc of what a source reads and of arrays of ``blocks``; `Sparse` adds what is fused to it."""
-    tiles, last = count_tiles(source, strip), strip.last(source.positions, core.lanes)
+    tiles, last = count_tiles(source, strip), strip.last(source.line, core.lanes)
     work = 2.0 * blocks.values.size * strip.wide  # floating-point operations of a tile
     by_tile = core.threads > 1 and shares_tiles(source, strip, core) and tiles * work > WORTH_THREADS
     by_block = core.threads > 1 and not by_tile and work > WORTH_THREADS
@@ -114,21 +116,24 @@ def kernel(source: Source, outputs: int, blocks: Blocks, strip: Strip, result: R
             each = _Tiles(source, data, weights, into, at, turns, outputs, wide, by_block, core)
             image = source.prepare(data, core, strip)
             with written.each(tiles, by_tile) as t, written.block("sparse_tile"):
-                if last is None or tiles == 1:
-                    each.write(image, t * i64(strip.wide), last or strip)
+                each_line = ceil_div(source.line, strip.wide)
+                if last is None or each_line == 1:
+                    each.write(image, t * i64(min(strip.wide, source.line)), last or strip)
                 else:
-                    with script.If(t < i64(tiles - 1)):
+                    begin = tirx.floordiv(t, i64(each_line)) * i64(source.line)
+                    at = tirx.floormod(t, i64(each_line))
+                    with script.If(at < i64(each_line - 1)):
                         with script.Then(), written.block("sparse_whole"):
-                            each.write(image, t * i64(strip.wide), strip)
+                            each.write(image, begin + at * i64(strip.wide), strip)
                         with script.Else(), written.block("sparse_rest"):
-                            each.write(image, i64(source.positions - last.wide), last)
+                            each.write(image, begin + i64(source.line - last.wide), last)
             if isinstance(source, Image) and not source.exact:
                 _pick(into, made, source, core)
     return builder.get()
 
 
 def count_tiles(source: Source, strip: Strip) -> int:
-    return ceil_div(source.positions, strip.wide)
+    return source.positions // source.line * ceil_div(source.line, strip.wide)
 
 
 def shares_tiles(source: Source, strip: Strip, core: Core) -> bool:
@@ -167,21 +172,13 @@ class _Tiles:
         """
         tile = Tile(first, strip, self.wide, self.core, self.apart)
         panel = self.source.pack(self.data, tile)
-        read = (image, first) if panel is None else (panel, i64(0))
+        read = (image, self.source.start(first)) if panel is None else (panel, i64(0))
         if strip.chains:
             with self._blocks(first, strip) as block:
                 self._few(read, first, block, strip)
             return
 
-        def copy(part: Any, channels: int) -> None:
-            if strip.panel and isinstance(self.source, Image):
-                self.source.copy(image, panel, part, channels, tile)
-
-        channels, parts = self.source.channels, strip.parts
-        each, before = ceil_div(channels, parts), None
-        if parts > 1:
-            before = self._before_last(read, strip, lambda part: copy(part, each))
-        copy(i64(parts - 1), channels - (parts - 1) * each)
+        before = self._before_last(read, strip) if strip.parts > 1 else None
         if len(self.turns) > 1:
             self._in_lines(read, before, first, strip)
             return
@@ -217,27 +214,26 @@ class _Tiles:
                 with script.unroll(i64(0), i64(rows)) as o, self._inside(output + o, rows):
                     store(o, v)
 
-    def _before_last(self, read: tuple[Any, Any], strip: Strip, copy: Callable[[Any], None]) -> Any:
+    def _before_last(self, read: tuple[Any, Any], strip: Strip) -> Any:
         """The sums of all parts but the last."""
         blocks, size = ceil_div(self.outputs, strip.rows), strip.rows * strip.wide
         made, each = written.buffer(blocks * size), ceil_div(blocks, self.core.threads if self.apart else 1)
         with written.each(blocks * strip.rows, self.apart) as o, positions(strip, self.core.lanes) as v:
             script.buffer_store(made, f32(0), [o * i64(strip.wide) + v])
-        with script.serial(i64(0), i64(strip.parts - 1)) as part, written.block("sparse_part"):
-            copy(part)
-            with written.each(ceil_div(blocks, each), self.apart) as share, written.block("sparse_share"):
-                start = share * i64(each)
-                run = part * i64(blocks) + start
-                count = tirx.min(i64(each), i64(blocks) - start) if blocks % each else i64(each)
-                offsets = sums.Offsets(self.weights, run, strip, self.core)
-                with script.serial(i64(0), count) as b, written.block("sparse_run"):
-                    at = (start + b) * i64(size)
+        parts, shares = script.serial(i64(0), i64(strip.parts - 1)), ceil_div(blocks, each)
+        with parts as part, written.each(shares, self.apart) as share, written.block("sparse_part"):
+            start = share * i64(each)
+            run = part * i64(blocks) + start
+            count = tirx.min(i64(each), i64(blocks) - start) if blocks % each else i64(each)
+            offsets = sums.Offsets(self.weights, run, strip, self.core)
+            with script.serial(i64(0), count) as b, written.block("sparse_run"):
+                at = (start + b) * i64(size)
 
-                    def begin(r: Any, v: Any) -> Any:
-                        return made[at + r * strip.wide + v]
+                def begin(r: Any, v: Any) -> Any:
+                    return made[at + r * strip.wide + v]
 
-                    kept = sums.many(self.weights, *read, run + b, strip, self.core, begin, offsets)
-                    self._keep(kept, made, at, strip)
+                kept = sums.many(self.weights, *read, run + b, strip, self.core, begin, offsets)
+                self._keep(kept, made, at, strip)
         return made
 
     def _last(self, read: tuple[Any, Any], before: Any, block: Any, strip: Strip, offsets: Any) -> Any:
@@ -278,6 +274,10 @@ class _Tiles:
 
     def _store_row(self, o: Any, first: Any, strip: Strip, kept: Any, row: Any) -> None:
         """The results of an output, a row of its block, at those positions of the tile that there are."""
+        if isinstance(self.source, Lifted):
+            begin = row * i64(strip.wide)
+            self.source.store(self.into, o, lambda v: kept[lanes(begin + v)], first, strip)
+            return
         valid = min(strip.wide, self.source.positions)
         for start, count, size in pieces(valid, strip.vector(self.core.lanes)):
             with script.unroll(i64(0), i64(count)) as u, script.vectorized(i64(0), i64(size)) as lane:
