@@ -25,28 +25,30 @@ _BLOCKS = (1, 2, 4, 8, 16)  # outputs
 _ALIKE = 1.05  # density of higher blocks over that of lower ones, where the pattern is of the higher ones
 _PARTS = (1, 2, 4, 8, 16, 32, 64)  # of the columns
 _LEAST = 16  # columns of a part
-_CACHES = (42 << 10, 1 << 19)  # bytes of a panel that stay in the first and the second cache
+_CACHES = (34 << 10, 1 << 19)  # bytes of a panel that stay in the first and the second cache
 
 # The static model of a core, in cycles: multiply-adds and loads follow each other. By measured times it takes
 # fewer of them than of those of the model of dense kernels, which counts multiply-adds alone.
 _SHARE = 0.5
 _FMAS, _LOADS = 2.0, 1.8  # of vectors
-_READ = (1.0, 3.3, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
+_READ = (1.0, 2.7, 8.0)  # of a vector of the source, in loads: from the first cache, the second, the last
+_WAITS = 0.28  # of a load from further away, where multiply-adds take longer than all loads
 _SPLIT = 1.8  # loads more of a vector that lies in two lines of the cache, at any place of an image
 _GATHER = {False: 1.2, True: 0.8}  # of an element into its lane, in loads, one by one or together
 _SPREAD = 1.0  # of a vector over all outputs or positions, in multiply-adds
 _WHERE = 0.85  # of an offset, in loads: several are one word
+_ADDRESS = 2.5  # of an offset that vectors of positions are at, in loads
 _LATENCY, _HIDDEN = 4.0, 0.05  # of a multiply-add; how much of it is felt where there are chains enough
 _BEGIN = 30.0  # a block of chains: its loop, its registers
 _UNEVEN = 0.5  # columns of a window for which outputs wait for others, by every doubling of these
-_CARRIED, _CARRIED_FAR = 4.0, 3.0  # of a vector of sums, to memory or from it; more beyond the second cache
+_CARRIED, _CARRIED_FAR = 2.0, 3.0  # of a vector of sums, to memory or from it; more beyond the second cache
 _LIFT = 0.08  # of an element brought to its lane, or back from it
 _PACK, _TURN, _STORE, _LAST = 0.5, 0.2, 0.4, 0.02  # of an element packed, turned, stored, or picked at last
 _INSTRUCTION = 0.4  # in cycles
 _OFFSET, _LOOP, _AROUND = 2.0, 3.0, 10.0  # instructions of a non-zero, of a turn of the loop, of a run
 _ROW = 20.0  # a row of an image in a tile
-_NEAR = 10.0  # bytes of weights in a cycle, where tiles read again what the second cache does not hold
-_FAR = 2.5  # times as long where they are more than the second cache holds
+_NEAR = 20.0  # bytes of weights in a cycle, where tiles read again what the second cache does not hold
+_FAR = 1.5  # times as long where they are more than the second cache holds
 _BYTES = {False: 24.0, True: 6.0}  # of weights in a cycle, from the last cache or from memory
 
 
@@ -304,8 +306,10 @@ class Sparse:
         vectors = strip.vectors / self._in_one(strip.vectors, core)
         unaligned = isinstance(self.source, Image) and not strip.cuts
         sums, split = strip.rows * vectors, _SPLIT if unaligned else 0.0
-        loads = _factors(strip.rows, core) + vectors * (self._reads(strip, core) + split) + _WHERE
-        each = max(sums / _FMAS + loads / _LOADS, sums / (_FMAS * _SHARE), _LATENCY)
+        reads = self._reads(strip, core)
+        loads = _factors(strip.rows, core) + vectors * (reads + split) + _ADDRESS
+        least = sums / (_FMAS * _SHARE) + vectors * (reads - _READ[0]) * _WAITS
+        each = max(sums / _FMAS + loads / _LOADS, least, _LATENCY)
         far = 0.0 if strip.parts == 1 else _beyond(4 * self.outputs * strip.wide)
         return nonzeros * each + _carried(strip) * (_CARRIED + far * _CARRIED_FAR) * sums
 
