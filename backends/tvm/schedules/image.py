@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -39,11 +40,11 @@ class Image(InLine, Images):
 
     window: Window
 
-    @property
+    @cached_property
     def out(self) -> tuple[int, int]:
         return self.window.out(self.data[2:])
 
-    @property
+    @cached_property
     def exact(self) -> bool:
         """Whether rows are as wide as those of the result: that takes fewer vectors, or fewer positions where
         these are few, and more memory.
