@@ -276,6 +276,26 @@ def test_parts_and_cuts_give_the_same_sums(
     assert np.ptp(found[0]) > 99 and all(np.array_equal(other, found[0]) for other in found)
 
 
+def test_code_does_not_grow_with_the_stride() -> None:
+    """Of a network that begins with patches of 16 by 16: an image of each phase, in a loop."""
+    from onnx_prune.backends.tvm.machine import core_of, host_target
+    from onnx_prune.backends.tvm.schedules.blocks import Strip
+    from onnx_prune.backends.tvm.schedules.conv import Window
+    from onnx_prune.backends.tvm.schedules.image import Image
+    from onnx_prune.backends.tvm.sparse import Pattern, Sparse
+    from tvm.target import Target
+
+    core = core_of(Target(host_target(1)))
+
+    def code(stride: int) -> int:
+        window = Window((stride, stride), (stride, stride), (1, 1), (0,) * 4)
+        layer = Sparse(Image((1, 3, 16 * stride, 16 * stride), window), 16, Pattern(1, 25))
+        strip = Strip(1, core.lanes // 8, cuts=core.lanes // 4)
+        return len(layer.function(astuple(strip), core).script())
+
+    assert code(16) < 1.5 * code(4)
+
+
 def test_blocks_read_the_channels_of_their_group() -> None:
     from onnx_prune.backends.tvm.schedules.blocks import Strip, blocks_of
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, groupby
 from typing import Any, ClassVar
 
 import numpy as np
@@ -131,17 +131,24 @@ class Lifted:
         # Of a phase of a channel, with a margin of zeros; vectors of eight may begin at its last element.
         rows, wide = (self.cuts[i] * self.size[i] + self.held[i] - self.size[i] for i in (0, 1))
         made = written.buffer(self.packed(strip.wide))
+
+        def span(px: int) -> tuple[int, int]:
+            return span_of(px - left, wide, w, sx)
+
         with written.each(channels, core.threads > 1) as c, written.block("sparse_lifted"):
             plain = written.buffer(rows * wide + LANES)
-            for py in range(sy):
-                for px in range(sx):
-                    with script.serial(i64(0), i64(n)) as m:
-                        with script.serial(i64(0), i64(rows)) as r:
-                            row, there = (m, c, r * sy + i64(py - top)), span_of(px - left, wide, w, sx)
-                            copy_row(plain, r * i64(wide), wide, x, row, px - left, there, sx)
-                        phase = (c * i64(sy) + py) * i64(sx) + px
-                        to = phase * i64(self.pitch) + m * i64(height * width * self.lanes)
-                        self._lift(plain, wide, made, to)
+            for there, alike in groupby(range(sx), span):
+                phases = list(alike)
+                loops = script.serial(i64(0), i64(sy)), script.serial(i64(0), i64(len(phases)))
+                with loops[0] as py, loops[1] as at, script.serial(i64(0), i64(n)) as m:
+                    px = phases[0] + at
+                    with script.serial(i64(0), i64(rows)) as r:
+                        row = (m, c, r * sy + py - top)
+                        copy_row(plain, r * i64(wide), wide, x, row, px - left, there, sx)
+                    phase = (c * i64(sy) + py) * i64(sx) + px
+                    self._lift(
+                        plain, wide, made, phase * i64(self.pitch) + m * i64(height * width * self.lanes)
+                    )
         return made
 
     def _lift(self, plain: Any, wide: int, made: Any, to: Any) -> None:
