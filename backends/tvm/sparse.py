@@ -17,7 +17,7 @@ from .schedules import sparse
 from .schedules.blocks import Blocks, Strip, blocks_of
 from .schedules.common import LANES, Core, Rule, ceil_div
 from .schedules.image import Image
-from .schedules.lifted import Lifted, cuts_of
+from .schedules.lifted import Lifted, lifted
 from .schedules.sources import FEW, Pixels, Tokens
 from .schedules.windows import windows_of
 
@@ -164,7 +164,8 @@ class Sparse:
 
     def strips(self, core: Core) -> list[Strip]:
         positions = self.source.positions
-        found = self._windows(core)
+        found, ways = self._windows(core), self._lifted(core)
+        splits = [parts for parts in _PARTS if self._splits(parts)]
         for rows in _BLOCKS:
             if rows > 2 * max(self.pattern.rows, 1) or rows > max(1, self.outputs):
                 break
@@ -194,17 +195,17 @@ class Sparse:
                 if wide > core.registers - 2:
                     break
                 if rows * wide + read + 1 <= core.registers:
-                    several = product(filter(self._splits, _PARTS), self._cuts(vectors, core))
-                    found += [Strip(rows, vectors, parts, cuts=cuts) for parts, cuts in several]
+                    size = vectors * LANES
+                    fitting = [way for way in ways if size % way.lanes == 0 and size <= way.line]
+                    cuts = [0, *(way.cuts[0] for way in fitting)]
+                    found += [Strip(rows, vectors, parts, cuts=each) for parts, each in product(splits, cuts)]
         return found
 
-    def _cuts(self, vectors: int, core: Core) -> list[int]:
-        """What rows of an image may be cut into for tiles of so many vectors of eight; 0 for not at all."""
+    def _lifted(self, core: Core) -> list[Lifted]:
+        """The ways in which parts of an image may be in the lanes."""
         if not isinstance(self.source, Image) or core.elements or self.blocked or self.source.positions < FEW:
-            return [0]
-        whole, over = divmod(vectors * LANES, core.lanes)
-        every = cuts_of(self.source, core.lanes)
-        return [0, *(cuts[0] for cuts in every if not over and whole <= Lifted(self.source, cuts).size[1])]
+            return []
+        return lifted(self.source, core.lanes)
 
     def _source(self, strip: Strip, core: Core) -> Pixels | Image | Tokens | Lifted:
         """The source, as the kernel of a choice reads it."""

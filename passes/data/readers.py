@@ -23,7 +23,7 @@ from .inputs import LABELS, Array, Signature, fitted, same_count
 Chunks = Iterator[Arrays]
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-# RuntimeError: encrypted; NotImplementedError: compressed in an unknown way.
+# zipfile raises a RuntimeError where an archive is encrypted, or compressed in a way it does not know.
 _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 

@@ -53,6 +53,12 @@ class Window:
         )
         return h, w
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns of a phase of the strides that taps reach beyond those of the result."""
+        down, across = (self.dilations[i] * (self.kernel[i] - 1) // self.strides[i] for i in (0, 1))
+        return down, across
+
 
 def pack_weights(weights: NDArray[Any], tile: Tile, lanes_in: int, chunk: int = 1) -> NDArray[Any]:
     """(O, I, KH, KW) as (O/8t, I/lanes, KH, KW, lanes, 8t), zero padded; I/lanes a multiple of ``chunk``."""

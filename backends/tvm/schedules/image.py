@@ -20,7 +20,7 @@ from . import written
 from .blocks import Strip
 from .common import LANES, LINE, Core, ceil_div, i64
 from .conv import Window
-from .sources import FEW, Images, InLine, Tile
+from .sources import FEW, Images, InLine, Prepared
 from .turning import lanes
 
 _LINE = LINE // 4  # floats
@@ -29,7 +29,7 @@ _COPIES, _FEWER = 1 << 18, 0.9  # bytes of copies, and the share of vectors, up 
 
 
 @dataclass(frozen=True)
-class Image(InLine, Images):
+class Image(InLine, Prepared, Images):
     """The padded image (n, channels, height, width) that the taps of a window are offsets into.
 
     Positions are in a line, of all images row by row. Where the image is small there is a copy of it for each
@@ -75,7 +75,7 @@ class Image(InLine, Images):
     @property
     def _phase(self) -> int:
         """Rows of a phase: those of the result, and those past them that taps reach."""
-        return self.out[0] + self.window.dilations[0] * (self.window.kernel[0] - 1) // self.window.strides[0]
+        return self.out[0] + self.window.reach[0]
 
     @property
     def wide(self) -> int:
@@ -85,7 +85,7 @@ class Image(InLine, Images):
     @property
     def _past(self) -> int:
         """Positions of a row with those past its end that taps reach."""
-        return self.out[1] + self.window.dilations[1] * (self.window.kernel[1] - 1) // self.window.strides[1]
+        return self.out[1] + self.window.reach[1]
 
     @property
     def positions(self) -> int:
@@ -98,10 +98,14 @@ class Image(InLine, Images):
         return image, row, tirx.floormod(p, i64(self.wide))
 
     def columns(self, strip: Strip) -> NDArray[Any]:
-        channels, (kh, kw) = np.arange(self.channels), self.window.kernel
-        taps = np.meshgrid(channels, np.arange(kh), np.arange(kw), indexing="ij")
-        offsets: NDArray[Any] = self._offset(*taps, strip.wide)
+        offsets: NDArray[Any] = self._offset(*self.taps, strip.wide)
         return offsets.reshape(-1)
+
+    @property
+    def taps(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Channel, row and column of the tap that a column of the weights is of."""
+        channel, y, x = np.indices((self.channels, *self.window.kernel))
+        return channel, y, x
 
     def _offset(self, channel: Any, y: Any, x: Any, wide: int) -> Any:
         """Of a tap, in the image that tiles of so many positions read."""
@@ -155,12 +159,6 @@ class Image(InLine, Images):
                     done = self.rows * n * self.wide
                     _zeros(image, start + done, length - done)
         return image
-
-    def pack(self, data: Sequence[Any], tile: Tile) -> Any:
-        return None
-
-    def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
-        return None
 
 
 @contextmanager

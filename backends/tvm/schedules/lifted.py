@@ -10,13 +10,11 @@ Architectures", CC 2011 (dimension-lifted transposition), here in two dimensions
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script.ir_builder import tirx as script
@@ -25,14 +23,14 @@ from . import written
 from .blocks import Strip
 from .common import LANES, LINE, Core, ceil_div, i64, pieces
 from .image import Image, copy_row, span_of
-from .sources import Tile
+from .sources import Prepared
 from .turning import lanes, turned
 
 _SETS = 64  # of a first cache: lines that far apart take each other's place
 
 
 @dataclass(frozen=True)
-class Lifted:
+class Lifted(Prepared):
     """An image whose positions are counted part by part in the lanes, then along a row, then down the rows.
 
     Attributes:
@@ -66,12 +64,8 @@ class Lifted:
     @property
     def held(self) -> tuple[int, int]:
         """Rows and columns of a part of a phase of the source: those of the result, and those taps reach."""
-        (height, width), window = self.size, self.image.window
-        reach = [
-            dilation * (taps - 1) // stride
-            for dilation, taps, stride in zip(window.dilations, window.kernel, window.strides, strict=True)
-        ]
-        return height + reach[0], width + reach[1]
+        (height, width), (down, across) = self.size, self.image.window.reach
+        return height + down, width + across
 
     @property
     def pitch(self) -> int:
@@ -95,9 +89,8 @@ class Lifted:
         return self.channels * math.prod(self.image.window.strides) * self.pitch
 
     def span(self, wide: int) -> int:
-        (_, width), (height, across), (sy, sx) = self.size, self.held, self.image.window.strides
-        rows, columns = height - self.size[0] + 1, wide // self.lanes + across - width
-        return sy * sx * rows * columns * self.lanes
+        (down, across), phases = self.image.window.reach, math.prod(self.image.window.strides)
+        return phases * (1 + down) * (wide // self.lanes + across) * self.lanes
 
     def start(self, first: Any) -> Any:
         """Where that of a position is, the first of a vector."""
@@ -116,9 +109,7 @@ class Lifted:
         )
 
     def columns(self, strip: Strip) -> NDArray[Any]:
-        window = self.image.window
-        taps = (np.arange(taps) for taps in window.kernel)
-        channel, y, x = np.meshgrid(np.arange(self.channels), *taps, indexing="ij")
+        (channel, y, x), window = self.image.taps, self.image.window
         (dy, dx), (sy, sx) = window.dilations, window.strides
         phase = (channel * sy + y * dy % sy) * sx + x * dx % sx
         vectors = y * dy // sy * self.held[1] + x * dx // sx
@@ -129,7 +120,7 @@ class Lifted:
         (x,), (n, channels, _, w), window = data, self.image.data, self.image.window
         (top, left), (sy, sx), (height, width) = window.padding[:2], window.strides, self.held
         # Of a phase of a channel, with a margin of zeros; vectors of eight may begin at its last element.
-        rows, wide = (self.cuts[i] * self.size[i] + self.held[i] - self.size[i] for i in (0, 1))
+        rows, wide = (self.cuts[i] * self.size[i] + window.reach[i] for i in (0, 1))
         made = written.buffer(self.packed(strip.wide))
 
         def span(px: int) -> tuple[int, int]:
@@ -190,29 +181,14 @@ class Lifted:
                         inside = [] if (down + 1) * size[0] <= height else [y < height]
                         with (
                             loop(i64(0), i64(each)) as k,
-                            _where(inside if whole else [*inside, x + k < width]),
+                            written.where(*inside, *([] if whole else [x + k < width])),
                         ):
                             value = memory[i64(j * LANES) + k]
                             script.buffer_store(into, value, [image, o, y, x + k])
 
-    def pack(self, data: Sequence[Any], tile: Tile) -> Any:
-        return None
 
-    def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
-        return None
-
-
-def cuts_of(image: Image, lanes: int) -> list[tuple[int, int]]:
-    """Those into as many parts as a vector has lanes that leave the fewest vectors."""
+def lifted(image: Image, lanes: int) -> list[Lifted]:
+    """The image cut into as many parts as a vector has lanes, in the ways that leave the fewest vectors."""
     found = [Lifted(image, (down, lanes // down)) for down in range(1, lanes + 1) if lanes % down == 0]
-    least = min(math.prod(each.size) for each in found)
-    return [each.cuts for each in found if math.prod(each.size) == least]
-
-
-@contextmanager
-def _where(conditions: Sequence[Any]) -> Iterator[None]:
-    if not conditions:
-        yield
-        return
-    with script.If(tirx.all(*conditions) if len(conditions) > 1 else conditions[0]), script.Then():
-        yield
+    least = min(each.positions for each in found)
+    return [each for each in found if each.positions == least]

@@ -63,7 +63,7 @@ class Source(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether there is a result at every position."""
+        """Whether results are stored at once; else those of all positions are, and picked at last."""
         ...
 
     @property
@@ -143,6 +143,16 @@ class InLine(ABC):
 
     def start(self, first: Any) -> Any:
         return first
+
+
+class Prepared:
+    """Made before all tiles: there is nothing to do for one."""
+
+    def pack(self, data: Sequence[Any], tile: Tile) -> Any:
+        return None
+
+    def ask_for(self, data: Sequence[Any], first: Any, strip: Strip, part: Any, parts: int) -> None:
+        return None
 
 
 class Packed(InLine):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -299,14 +299,9 @@ class _Tiles:
                     value = kept[j * i64(wide) + lane]
                     script.buffer_store(self.into, value, self.at(o + lane, first + v + j))
 
-    @contextmanager
-    def _inside(self, o: Any, rows: int) -> Iterator[None]:
+    def _inside(self, o: Any, rows: int) -> AbstractContextManager[None]:
         """Skips what outputs are filled up with to whole blocks of ``rows``."""
-        if self.outputs % rows == 0:
-            yield
-            return
-        with script.If(o < i64(self.outputs)), script.Then():
-            yield
+        return written.where(*([o < i64(self.outputs)] if self.outputs % rows else []))
 
 
 def _together(o: Any, p: Any) -> tuple[Any, Any]:

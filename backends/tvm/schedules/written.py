@@ -28,6 +28,16 @@ def each(count: int, parallel: bool) -> Iterator[Any]:
         yield at
 
 
+@contextmanager
+def where(*conditions: Any) -> Iterator[None]:
+    """What is done only where all conditions hold; always where there are none."""
+    if not conditions:
+        yield
+        return
+    with script.If(tirx.all(*conditions) if len(conditions) > 1 else conditions[0]), script.Then():
+        yield
+
+
 def buffer(*shape: int) -> Any:
     """Memory for float32."""
     return script.sblock_alloc_buffer([i64(size) for size in shape], "float32")
