@@ -185,6 +185,20 @@ def test_zeros_are_skipped_there_too() -> None:
 
 
 @needs_qemu
+def test_gates_are_made_once_for_all_positions() -> None:
+    """Of four channels: a load, a product and a store a position."""
+    from onnx_prune import Model
+
+    net = Net(1, 64, 12, 12)
+    x = net.conv("x", 64, 64, 1)
+    gate = net.op("HardSigmoid", net.conv(net.op("GlobalAveragePool", x), 64, 64, 1))
+    (found,) = emulate([("m", Model(net.model(net.op("Mul", x, gate))))], "arm:cortex-a72")
+    (kernel,) = (kernel for kernel in found.kernels if kernel.what.endswith("multiply"))
+    assert found.error < TOLERANCE
+    assert kernel.instructions < 3.5 * 64 * 12 * 12 / 4
+
+
+@needs_qemu
 def test_counts_are_the_same_each_time() -> None:
     from onnx_prune import Model
 

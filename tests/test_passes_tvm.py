@@ -38,8 +38,10 @@ def data() -> NDArray[Any]:
     return np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
 
 
-def compiled(module: Any, steps: Sequence[Any] = (), weights: Sequence[Any] = ()) -> NDArray[Any]:
-    """What a module computes after passes and TVM's own compilation."""
+def compiled(
+    module: Any, steps: Sequence[Any] = (), weights: Sequence[Any] = (), given: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """What a module computes, of `data` or what is given, after passes and TVM's own compilation."""
     import tvm
     from onnx_prune.backends.tvm.passes import CONFIG
     from tvm import relax
@@ -48,7 +50,7 @@ def compiled(module: Any, steps: Sequence[Any] = (), weights: Sequence[Any] = ()
     with target, tvm.transform.PassContext(opt_level=3, config=CONFIG):
         module = tvm.transform.Sequential(list(steps))(module)
         executable = tvm.compile(module, target=target)
-    arguments = [tvm.runtime.tensor(array) for array in (data(), *weights)]
+    arguments = [tvm.runtime.tensor(array) for array in (data() if given is None else given, *weights)]
     found = relax.VirtualMachine(executable, tvm.cpu())["main"](*arguments)
     return np.asarray((found if hasattr(found, "numpy") else found[0]).numpy())
 
@@ -78,6 +80,14 @@ def test_each_pass_alone_leaves_what_tvm_compiles(name: str, plain: NDArray[Any]
     assert changed.script() != imported().script()
     weights = step.distinct.arrays if name == "LiftWeights" else []
     assert same(compiled(changed, weights=weights), plain)
+
+
+@pytest.mark.parametrize(
+    "given", [np.zeros((1, 3, 8, 9), np.float32), np.zeros((1, 3, 8, 8)), np.zeros((3, 8, 8), np.float32)]
+)
+def test_wrong_inputs_are_refused_though_kernels_do_not_look(given: NDArray[Any]) -> None:
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        compiled(imported(), given=given)
 
 
 def test_schedules_alone_take_kernels_that_tvm_made(plain: NDArray[Any]) -> None:

@@ -2,9 +2,9 @@
 
 Usage: python tools/arm_table.py [NAME...]
 
-Each net is counted dense, pruned by half of its multiply-adds, and with three quarters of its weights zero in
-blocks of four outputs, those of depthwise convolutions aside. Images are smaller than the nets are made for,
-since emulation is slow.
+Each net is counted dense, pruned to half of its multiply-adds (`onnx-prune prune --macs 50% --multiple 8`),
+and with three quarters of its weights zero in blocks of four outputs, those of depthwise convolutions
+aside. Images are smaller than the nets are made for, since emulation is slow.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ SIDE = 64  # of images
 NETS = ["digits_resnet", "digits_mobilenet", "digits_vit", "tv_mobilenet_v2", "tv_resnet50", "hf_bert"]
 PROCESSORS = ["cortex-a72", "cortex-a76", "neoverse-v1"]
 SMALL = 0.005  # of the instructions: kernels below are not looked at
+TITLES = ["net", "processor", "version", "kernels", "error", "executed", "FMAs ÷ MACs/4", "sums", "of all"]
+TITLES += ["÷ dense", "layers", "÷ MACs"]
 HEAD = """# Instructions on 64-bit ARM
 
 Made by `{command}`: compiled by this project, run once under QEMU. Images of the zoo's nets are 64 by 64.
-*75% 4x1* has that share of zeros in all matrices and convolutions but depthwise ones, the first and last too.
+*Pruned* is to half of the multiply-adds by the default criterion and recovery, channels in eights. *75%
+4x1* has that share of zeros in all matrices and convolutions but depthwise ones, the first and last too.
 *Error* is the largest difference from ONNX Runtime over the largest output. *FMAs* are instructions that
 multiply and add four floats each; *÷ MACs/4* compares them with the multiply-adds of kernels that have any,
 the worst of which is in brackets: the polynomial of a GELU in a kernel counts as FMAs, not as MACs. *Sums*
-are the same with a Relu in place of each Erf: what the layers alone execute. *Of all* is the share of FMAs in
-what these kernels executed. *÷ dense* is the share of the dense model's instructions; *÷ MACs* divides that
-by the share of its multiply-adds. *Kernels* is the version that was counted, {version} is that of today.
-These are counts, no times.
+are the same with a Relu in place of each Erf: what the layers alone execute. *Of all* is the share of FMAs
+in what these kernels executed. *÷ dense* is the share of the dense model's instructions, *layers* that of
+the layers that skip zeros alone, with a Relu in place of each Erf; *÷ MACs* divides the former by the share
+of the multiply-adds. *Kernels* is the version that was counted, {version} is that of today. These are
+counts, no times.
 
-| net | processor | version | kernels | error | executed | FMAs ÷ MACs/4 | sums | of all | ÷ dense | ÷ MACs |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{titles}
 """
 
 
@@ -61,7 +64,7 @@ def smaller(model: onnx.ModelProto) -> onnx.ModelProto:
 def versions(name: str) -> list[tuple[str, Model]]:
     """A net dense, pruned, with zeros."""
     dense = load(FOLDER / f"{name}.onnx").proto if name.startswith("digits") else smaller(zoo.load(name))
-    pruned = prune(Model(dense), macs=0.5, multiple=8, check=False, criterion="l2", recover="none").model
+    pruned = prune(Model(dense), macs=0.5, multiple=8, check=False).model
     return [
         ("dense", Model(dense)),
         ("pruned", pruned),
@@ -86,6 +89,14 @@ def layers_of(counts: Emulated) -> list[EmulatedKernel]:
 def work_of(layers: list[EmulatedKernel]) -> float:
     """Their FMAs over a quarter of their multiply-adds."""
     return 4 * sum(k.vector_fmas for k in layers) / sum(k.macs or 0 for k in layers)
+
+
+def of_zeros(dense: Emulated, sparse: Emulated) -> float | None:
+    """Instructions of the layers that skip zeros over those of the same layers of the dense net."""
+    same = {kernel.what for kernel in sparse.kernels}
+    skipping = sum(k.instructions for k in sparse.kernels if "zeros" in k.what)
+    before = sum(k.instructions for k in dense.kernels if k.macs and k.what not in same)
+    return skipping / before if skipping else None
 
 
 def measured(name: str, processor: str) -> list[dict[str, Any]]:
@@ -113,6 +124,7 @@ def measured(name: str, processor: str) -> list[dict[str, Any]]:
                 "worst_of": max(work, key=work.__getitem__),
                 "share": sum(k.vector_fmas for k in layers) / sum(k.instructions for k in layers),
                 "dense": share,
+                "layers": of_zeros(sums[0], alone),
                 "macs": share / (each.macs / found[0].macs),
             }
         )
@@ -121,12 +133,13 @@ def measured(name: str, processor: str) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    text = HEAD.format(command="make arm-counts", version=VERSION)
+    titles = f"| {' | '.join(TITLES)} |\n|{' --- |' * len(TITLES)}"
+    text = HEAD.format(command="make arm-counts", version=VERSION, titles=titles)
     for r in rows:
         cells = [r["net"], r["processor"], r["version"], str(r["kernels"])]
         cells += [f"{r['error']:.1e}", f"{r['executed']:,}"]
-        cells += [f"{r['work']:.2f} ({r['worst']:.2f})", f"{r['share']:.0%}"]
-        cells += [f"{r['dense']:.2f}", f"{r['macs']:.2f}"]
+        cells += [f"{r['work']:.2f} ({r['worst']:.2f})", f"{r['sums']:.2f}", f"{r['share']:.0%}"]
+        cells += [f"{r['dense']:.2f}", f"{r['layers']:.2f}" if r["layers"] else "", f"{r['macs']:.2f}"]
         text += f"| {' | '.join(cells)} |\n"
     return text
 

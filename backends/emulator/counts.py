@@ -79,7 +79,7 @@ def counted(
             name = function.name.removeprefix(_ENTRY).removesuffix(_BODY)
             unknown = _BETWEEN if name.startswith(_CALLER) else plain(name)
             what, flops = kernels.get(name, (unknown, 0.0))
-            if block.offset == function.start and function.name.startswith(_ENTRY):
+            if block.offset == function.start and function.name.endswith(_BODY):
                 calls[what] += block.runs
                 macs[what] += block.runs * flops / 2
         inside[what].append(block)

@@ -29,7 +29,7 @@ from .common import (
 )
 from .tile import Tile
 
-_SPARE = 6  # registers of a depthwise tile for what it reads and for what follows it
+_SPARE = 9  # registers of a depthwise tile for what it reads and for what follows it
 _FEWEST = 4  # sums of such a tile
 
 _BAND_BYTES = 1 << 15  # sums of a band of the image, kept while chunks of the input channels are added

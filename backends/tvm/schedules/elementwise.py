@@ -1,4 +1,5 @@
-"""Everything without a reduction: one pass over the output, inner loops left to LLVM's vectoriser."""
+"""Everything without a reduction: one pass over the output, inner loops left to LLVM's vectoriser, blocks
+of channels aside."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 from tvm import tirx
 
-from .common import WORTH_PASS, Rule, extent, inline_around
+from .common import LANES, WORTH_PASS, Rule, extent, inline_around
 
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
 
@@ -53,4 +54,7 @@ class Elementwise(Rule):
                 elements *= extent(schedule, loop)
             if elements >= WORTH_PASS:
                 schedule.parallel(schedule.fuse(*loops[:-1]))
+        if len(loops) > 1 and extent(schedule, loops[-1]) == LANES:
+            # What is the same for all positions would be vectors of these to LLVM.
+            schedule.vectorize(loops[-1])
         return schedule
